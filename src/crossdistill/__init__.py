@@ -1,0 +1,1 @@
+"""Distil any teacher into any student, whatever the architecture."""

@@ -1,0 +1,166 @@
+"""What the rooms agree on: a teacher gives signals, a bridge makes networks comparable, an objective compares.
+
+Nothing here does any work. A method, a teacher or a model that keeps these contracts fits every other part.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Layout = Literal["NCHW", "NHWC", "NLC"]
+"""How a stage's tensor is laid out: channel-first map, channel-last map, or tokens ``(B, L, C)``."""
+
+Family = Literal["cnn", "transformer", "mlp"]
+
+Signal = Literal["logits", "embedding", "stages", "modules"]
+"""What a method may ask of a teacher; ``modules`` is the live network itself."""
+
+UNLABELLED = -1
+"""The target of a sample without a label: cross-entropy skips it, distillation does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """How images must be prepared for one model: size ``(height, width)`` in pixels, channels, normalisation."""
+
+    image_size: tuple[int, int]
+    num_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """How to view the raw tensor of one stage.
+
+    ``grid`` is (height, width) in positions; ``num_prefix_tokens`` counts class, distillation and register
+    tokens in front of the ``grid[0] * grid[1]`` patch tokens (0 for maps).
+    """
+
+    channels: int
+    stride: int
+    layout: Layout
+    num_prefix_tokens: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The facts of a model that other parts need, measured by a dry run (never typed in per model)."""
+
+    name: str
+    family: Family
+    num_classes: int
+    embedding_dim: int
+    stages: tuple[StageSpec, ...]
+    input: InputSpec
+    num_parameters: int
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """One forward pass: logits ``(B, K)``, embedding ``(B, D)``, and the raw tensor of each stage.
+
+    A stored or ensemble teacher may hold only some of them; the rest is ``None``.
+    """
+
+    logits: Tensor | None = None
+    embedding: Tensor | None = None
+    stages: tuple[Tensor, ...] | None = None
+
+    def require(self, signal: Literal["logits", "embedding"]) -> Tensor:
+        """The tensor of that name; a missing one is a programming error, since builds check ``needs``."""
+        value = getattr(self, signal)
+        if value is None:
+            raise RuntimeError(f"these outputs hold no {signal}; the method must declare it in `needs`")
+        return value  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Prepared images ``(B, C, H, W)`` by view ("student", "teacher", …), targets and identity of the samples.
+
+    ``target`` is ``(B,)`` int64 with -1 for unlabelled, or ``(B, K)`` class probabilities; ``sample_id`` ``(B,)``
+    is the position in the source's canonical order.
+    """
+
+    images: Mapping[str, Tensor]
+    target: Tensor
+    sample_id: Tensor
+    epoch: int = 0
+
+    def to(self, device: torch.device | str, *, channels_last: bool = False) -> Batch:
+        """The same batch on another device; views that share a tensor go on sharing it."""
+        moved: dict[int, Tensor] = {}
+        for image in self.images.values():
+            if id(image) not in moved:
+                format_ = torch.channels_last if channels_last and image.ndim == 4 else torch.preserve_format
+                moved[id(image)] = image.to(device, non_blocking=True, memory_format=format_)
+        return replace(
+            self,
+            images={view: moved[id(image)] for view, image in self.images.items()},
+            target=self.target.to(device, non_blocking=True),
+            sample_id=self.sample_id.to(device, non_blocking=True),
+        )
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Anything that answers a batch with signals: live, ensemble, moving average and stored alike."""
+
+    spec: ModelSpec
+    holds: frozenset[Signal]
+
+    def signals(self, batch: Batch) -> Outputs:
+        """The teacher's outputs for this batch, without gradient, in eval mode."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """The live networks, for methods that declare ``needs = {"modules"}`` (they fuse parts of both)."""
+
+    student: nn.Module
+    teacher: nn.Module
+
+
+class Method(nn.Module, ABC):
+    """A distillation method: its parameters and buffers are bridges and memories that exist in training only.
+
+    ``relates_samples`` marks losses that compare samples with each other: with several processes they are given
+    outputs gathered over all of them. A method whose loss already holds the hard-label term sets
+    ``includes_cross_entropy``, and the engine then adds none.
+    """
+
+    needs: ClassVar[frozenset[Signal]] = frozenset({"logits"})
+    relates_samples: ClassVar[bool] = False
+    includes_cross_entropy: bool = False
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls,
+        student_spec: ModelSpec,
+        teacher_spec: ModelSpec,
+        *,
+        num_classes: int,
+        modules: Modules | None = None,
+        **options: Any,
+    ) -> Self:
+        """Make the method for one pair. Further keyword-only parameters are its options, with their defaults."""
+
+    @abstractmethod
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses, already weighted; the engine adds them up."""

@@ -1,0 +1,36 @@
+"""The one error for bad input: what was given, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Raised for anything the caller can mend; the command line turns it into exit code 2.
+
+    Args:
+        given: what was found, with the user's own words and shapes in it.
+        expected: what would have been right.
+        action: what to do about it.
+    """
+
+    def __init__(self, given: str, expected: str, action: str) -> None:
+        self.given, self.expected, self.action = given, expected, action
+        super().__init__(f"given: {given}\nexpected: {expected}\nwhat to do: {action}")
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """A phrase that names the known words nearest to ``name``, to end an error message with.
+
+    >>> nearest("resnet81", ["resnet18", "vit_tiny"])
+    "did you mean 'resnet18'?"
+    >>> nearest("zzz", ["resnet18", "vit_tiny"])
+    'known: resnet18, vit_tiny'
+    """
+    words = sorted(known)
+    close = difflib.get_close_matches(name, words, n=count, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(repr(word) for word in close)}?"
+    shown = ", ".join(words[:12]) + (f", … ({len(words)} in all)" if len(words) > 12 else "")
+    return f"known: {shown}"

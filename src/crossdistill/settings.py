@@ -1,0 +1,253 @@
+"""The settings tree: strict, typed, and overridden with ``key=value``; an unknown key names the nearest one."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from crossdistill.errors import InputError, nearest
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Base of every node: unknown keys are errors, and values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Strict):
+    """A network by name, as ``crossdistill.models.build`` takes it."""
+
+    name: str = Field(description="timm/<name>, timm/<name>@pretrained, <name>@PATH, or a run folder")
+    image_size: int | None = Field(None, ge=4, description="input height and width; default: the model's own")
+    init: str | None = Field(None, description="weights to start from (PATH or 'pretrained'); the head may differ")
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of the model's constructor")
+
+
+class TeacherSettings(ModelSettings):
+    """A teacher; several make an ensemble, weighted by ``weight``."""
+
+    weight: float = Field(1.0, gt=0)
+
+
+class MethodSettings(BaseModel):
+    """A method by name; every other key is one of its own options (``crossdistill methods NAME`` lists them)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "kd"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options, as given."""
+        return dict(self.model_extra or {})
+
+
+class AugmentSettings(Strict):
+    """Random changes to training images. ``None`` lets the data source choose; the choice is recorded."""
+
+    crop: Literal["none", "pad", "resized"] | None = Field(
+        None, description="pad: shift by up to `padding`; resized: random area and aspect ratio"
+    )
+    padding: float = Field(0.125, ge=0, le=0.5, description="largest shift, as a share of the image's side")
+    scale: tuple[float, float] = Field((0.08, 1.0), description="area of a resized crop, as shares of the image")
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratio of a resized crop, width / height")
+    flip: float | None = Field(None, ge=0, le=1, description="probability of a left-right flip")
+
+
+class DataSettings(Strict):
+    """Where images come from, which of them are used, and how they are loaded."""
+
+    source: str = Field(description="digits, folder:PATH or parquet:PATH")
+    val_share: float = Field(0.1, gt=0, lt=1, description="share of the training images that selects the best epoch")
+    limit_train: int | None = Field(None, ge=1, description="use only so many training images, stratified")
+    labels_per_class: int | None = Field(
+        None, ge=1, description="keep so many labels a class; the other training images become unlabelled"
+    )
+    image_column: str = Field("image", description="parquet: the column that holds the images")
+    label_column: str = Field("label", description="parquet: the column that holds the classes")
+    workers: int | None = Field(None, ge=0, description="loader processes; default: 0 for data held in memory")
+    max_corrupt_share: float = Field(0.01, ge=0, le=1, description="stop when more images than this are unreadable")
+    augment: AugmentSettings = AugmentSettings()
+
+
+class TrainSettings(Strict):
+    """The loop: how long, how large, which optimiser and schedule. Batch size and rates are global, not per device."""
+
+    epochs: int | None = Field(None, ge=1, description="passes over the training images (default 100)")
+    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    batch_size: int = Field(128, ge=1, description="images a step, over all processes")
+    device_batch_size: int | None = Field(
+        None, ge=1, description="most images at once on one device; more are accumulated"
+    )
+    optimizer: str = Field("adamw", description="any optimiser name of timm")
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0, description="not applied to biases and other one-dimensional parameters")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    min_lr: float = Field(1e-5, ge=0)
+    warmup_epochs: float = Field(5.0, ge=0, description="counts inside the total; at most a fifth of it")
+    warmup_lr: float = Field(1e-6, ge=0)
+    decay_epochs: float = Field(30.0, gt=0, description="step schedule: epochs between two decays")
+    decay_rate: float = Field(0.1, gt=0, description="step schedule: factor of a decay")
+    schedule_per: Literal["step", "epoch"] = Field("step", description="how often the learning rate changes")
+    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    cross_entropy_weight: float = Field(1.0, ge=0, description="weight of the hard-label term")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="average the student's weights with this decay")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    select: Literal["last", "best"] = Field(
+        "last", description="which epoch is reported; 'best' holds out val_share of the training images"
+    )
+    eval_every: int = Field(1, ge=1, description="epochs between two evaluations; the last is always evaluated")
+    checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints; the last is always kept")
+    log_every: int = Field(10, ge=1, description="steps between two lines of the log")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are both set; give one of them")
+        return self
+
+
+class Settings(Strict):
+    """One run: a student, its teachers (none for plain training), a method, data and the loop."""
+
+    student: ModelSettings
+    teachers: tuple[TeacherSettings, ...] = ()
+    method: MethodSettings = MethodSettings(name="none")
+    data: DataSettings
+    train: TrainSettings = TrainSettings()
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    allow_untrained_teacher: bool = False
+
+    @model_validator(mode="after")
+    def _method_and_teachers(self) -> Self:
+        if self.method.name == "none" and self.teachers:
+            raise ValueError("method 'none' trains the student alone, but a teacher is given; drop one of them")
+        if self.method.name != "none" and not self.teachers:
+            raise ValueError(f"method {self.method.name!r} needs a teacher; give one with --teacher")
+        return self
+
+
+def load(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Settings:
+    """Validate a tree after applying ``key=value`` overrides such as ``train.lr=0.1`` (values are YAML).
+
+    Raises:
+        InputError: an unknown key (with the nearest one), a wrong type, a missing value.
+    """
+    for override in overrides:
+        key, value = parse_override(override)
+        tree = _with(tree, key.split("."), value, key)
+    return validate(Settings, tree)
+
+
+def read(path: Path, overrides: Iterable[str] = ()) -> Settings:
+    """Settings from a YAML file."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"settings file {path}: {error.strerror}", "a readable YAML file", "check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"settings file {path}: {error}", "valid YAML", "mend the file at that line") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"settings file {path} holds {type(tree).__name__}", "a mapping of keys", "mend the file")
+    return load(tree, overrides)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``key=value``; the value is read as YAML, so ``1e-3``, ``true`` and ``[1, 2]`` mean what they say.
+
+    >>> parse_override("train.lr=1e-3")
+    ('train.lr', 0.001)
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"override {text!r}", "key=value, such as train.lr=0.1", "write it with an equals sign")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {text!r}: {error}", "a value that YAML can read", "quote the value") from error
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            parsed = float(parsed) if any(digit.isdigit() for digit in parsed) else parsed
+    return key, parsed
+
+
+def _with(tree: dict[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:
+    head, *rest = path
+    if not rest:
+        return {**tree, head: value}
+    child = tree.get(head, {})
+    if isinstance(child, (list, tuple)) and rest[0].isdigit():
+        index = int(rest[0])
+        if index >= len(child):
+            raise InputError(f"key {key!r}", f"an index below {len(child)}", "count from 0")
+        items = list(child)
+        items[index] = _with(items[index], rest[1:], value, key) if rest[1:] else value
+        return {**tree, head: items}
+    if not isinstance(child, dict):
+        raise InputError(f"key {key!r}", f"{head!r} to hold keys, but it holds {child!r}", "shorten the key")
+    return {**tree, head: _with(child, rest, value, key)}
+
+
+def validate(model: type[S], tree: dict[str, Any], *, prefix: str = "") -> S:
+    """Validate against a pydantic model; the first problem becomes an :class:`InputError` in our words."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise _as_input_error(model, error, prefix) from None
+
+
+def _as_input_error(model: type[BaseModel], error: ValidationError, prefix: str) -> InputError:
+    first = error.errors(include_url=False)[0]
+    location = list(first["loc"])
+    path = prefix + ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        siblings = _fields_at(model, location[:-1])
+        return InputError(f"unknown key {path!r}", "a key of the settings", nearest(str(location[-1]), siblings))
+    if first["type"] == "missing":
+        return InputError(f"no value for {path!r}", "a value", f"give {path}=VALUE")
+    message = first["msg"].removeprefix("Value error, ")
+    if not location:
+        return InputError(message, "settings that agree with each other", "change one of them")
+    return InputError(f"{path} = {first['input']!r}", message[0].lower() + message[1:], f"change {path}")
+
+
+def _fields_at(model: type[BaseModel], location: list[int | str]) -> list[str]:
+    node: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = node.model_fields[part].annotation
+        node = next(
+            (arg for arg in (annotation, *getattr(annotation, "__args__", ())) if hasattr(arg, "model_fields")),
+            node,
+        )
+    return list(node.model_fields)
+
+
+def resolve_options(name: str, build: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Check a method's options against the keyword-only parameters of its ``build``; defaults are filled in.
+
+    Raises:
+        InputError: an option that ``build`` does not take (with the nearest one), or of another type.
+    """
+    function = getattr(build, "__func__", build)
+    hints = get_type_hints(function)
+    fields: dict[str, Any] = {
+        parameter.name: (hints.get(parameter.name, Any), parameter.default)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in ("num_classes", "modules")
+    }
+    model = create_model(f"{name} options", __base__=Strict, **fields)
+    checked = validate(model, options, prefix="method.")
+    return {key: getattr(checked, key) for key in fields}
