@@ -154,12 +154,15 @@ class Method(nn.Module, ABC):
         cls,
         student_spec: ModelSpec,
         teacher_spec: ModelSpec,
-        *,
-        num_classes: int,
-        modules: Modules | None = None,
+        *args: Any,
         **options: Any,
     ) -> Self:
-        """Make the method for one pair. Further keyword-only parameters are its options, with their defaults."""
+        """Make the method for one pair of networks.
+
+        A method takes ``*, num_classes: int, modules: Modules | None = None`` and, further, its own options as
+        keyword-only parameters with types and defaults; settings, ``--help`` and checks are made from these. (The
+        signature here is open so that a type checker accepts every such method.)
+        """
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:

@@ -34,3 +34,7 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
         return f"did you mean {' or '.join(repr(word) for word in close)}?"
     shown = ", ".join(words[:12]) + (f", … ({len(words)} in all)" if len(words) > 12 else "")
     return f"known: {shown}"
+
+
+class Interrupted(Exception):
+    """A run was asked to stop and has saved its state; the command line turns it into exit code 130."""

@@ -242,7 +242,7 @@ def resolve_options(name: str, build: Callable[..., Any], options: dict[str, Any
         InputError: an option that ``build`` does not take (with the nearest one), or of another type.
     """
     function = getattr(build, "__func__", build)
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         parameter.name: (hints.get(parameter.name, Any), parameter.default)
         for parameter in inspect.signature(function).parameters.values()

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Modules that make two kinds of network comparable; they exist in training only."""

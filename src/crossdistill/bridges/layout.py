@@ -1,0 +1,97 @@
+"""View the raw tensor of any stage as a map or as tokens, by the facts of its ``StageSpec``."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from crossdistill.contracts import StageSpec
+from crossdistill.errors import InputError
+
+CHANNEL_AXIS = {"NCHW": 1, "NHWC": 3, "NLC": 2}
+
+
+def as_map(feature: Tensor, stage: StageSpec) -> Tensor:
+    """The stage as a map ``(B, C, H, W)``; prefix tokens, which have no place on the grid, are left out.
+
+    >>> import torch
+    >>> stage = StageSpec(channels=8, stride=16, layout="NLC", num_prefix_tokens=1, grid=(3, 4))
+    >>> as_map(torch.zeros(2, 13, 8), stage).shape
+    torch.Size([2, 8, 3, 4])
+
+    Args:
+        feature: ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, P + H * W, C)``, as the stage's layout says.
+        stage: layout, channels, grid and number P of prefix tokens.
+
+    Raises:
+        InputError: a tensor that is not of that layout.
+    """
+    check_layout(feature, stage)
+    if stage.layout == "NCHW":
+        return feature
+    if stage.layout == "NHWC":
+        return feature.permute(0, 3, 1, 2)
+    return tokens_to_map(feature[:, stage.num_prefix_tokens :], stage.grid)
+
+
+def as_tokens(feature: Tensor, stage: StageSpec, *, keep_prefix: bool) -> Tensor:
+    """The stage as tokens ``(B, L, C)``, row by row of the grid, with or without its prefix tokens in front.
+
+    >>> import torch
+    >>> stage = StageSpec(channels=8, stride=16, layout="NLC", num_prefix_tokens=1, grid=(3, 4))
+    >>> as_tokens(torch.zeros(2, 13, 8), stage, keep_prefix=False).shape
+    torch.Size([2, 12, 8])
+
+    Args:
+        feature: ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, P + H * W, C)``, as the stage's layout says.
+        stage: layout, channels, grid and number P of prefix tokens.
+        keep_prefix: whether the P prefix tokens stay.
+
+    Raises:
+        InputError: a tensor that is not of that layout.
+    """
+    check_layout(feature, stage)
+    if stage.layout == "NCHW":
+        return map_to_tokens(feature)
+    if stage.layout == "NHWC":
+        return feature.flatten(1, 2)
+    return feature if keep_prefix else feature[:, stage.num_prefix_tokens :]
+
+
+def split_prefix(feature: Tensor, stage: StageSpec) -> tuple[Tensor, Tensor]:
+    """Prefix tokens ``(B, P, C)``, P being 0 for maps, and the other tokens ``(B, H * W, C)``."""
+    tokens = as_tokens(feature, stage, keep_prefix=True)
+    return tokens[:, : stage.num_prefix_tokens], tokens[:, stage.num_prefix_tokens :]
+
+
+def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens ``(B, H * W, C)`` as a map ``(B, C, H, W)``."""
+    num_samples, _, channels = tokens.shape
+    return tokens.transpose(1, 2).reshape(num_samples, channels, *grid)
+
+
+def map_to_tokens(feature: Tensor) -> Tensor:
+    """A map ``(B, C, H, W)`` as tokens ``(B, H * W, C)``."""
+    return feature.flatten(2).transpose(1, 2)
+
+
+def check_layout(feature: Tensor, stage: StageSpec) -> None:
+    """Refuse a tensor that is not of the stage's layout; maps may have another grid than the stage, tokens not.
+
+    Raises:
+        InputError: another number of axes, channels or tokens.
+    """
+    num_tokens = stage.num_prefix_tokens + math.prod(stage.grid)
+    fits = (
+        feature.ndim == len(stage.layout)
+        and feature.shape[CHANNEL_AXIS[stage.layout]] == stage.channels
+        and (stage.layout != "NLC" or feature.shape[1] == num_tokens)
+    )
+    if not fits:
+        tokens = f", {stage.num_prefix_tokens} prefix tokens" if stage.num_prefix_tokens else ""
+        raise InputError(
+            f"a stage of shape {tuple(feature.shape)}",
+            f"{stage.layout} with {stage.channels} channels on a {stage.grid[0]}x{stage.grid[1]} grid{tokens}",
+            "measure the model's spec with the image size it is used at",
+        )

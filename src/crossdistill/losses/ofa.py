@@ -1,0 +1,76 @@
+"""The OFA loss: distillation whose target class is boosted by an exponent."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crossdistill.errors import InputError
+from crossdistill.losses.inputs import Reduction, check_labels, check_positive, logit_pair, reduce
+
+Form = Literal["code", "paper"]
+"""``"code"``: as the released code computes it; ``"paper"``: as published, with the hard-label term inside."""
+
+
+def ofa(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    gamma: float,
+    temperature: float,
+    form: Form = "code",
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross-entropy of the student to the teacher's probabilities p, with the target class t boosted by ``gamma``.
+
+    The weight of class c in ``- sum_c weight_c log softmax(student / temperature)_c`` is
+
+    * ``form="code"``: ``(1 + p_t)^gamma - 1`` for the target, ``p_c^gamma`` for the others;
+    * ``form="paper"``: ``(1 + p_t)^gamma`` for the target, ``p_c`` for the others. The 1 is the hard-label
+      cross-entropy, so none must be added.
+
+    The two differ by exactly that cross-entropy at ``gamma = 1``, and in more than that otherwise: above 1 the
+    code's form also shrinks the probabilities of the other classes. No factor of temperature².
+
+    >>> student = torch.tensor([[2.0, 0.5, -1.0, 0.0], [0.0, 1.0, 2.0, -2.0]])
+    >>> teacher = torch.tensor([[1.0, 1.0, 0.0, -1.0], [0.0, 3.0, 0.5, -0.5]])
+    >>> labels = torch.tensor([0, 1])
+    >>> round(ofa(student, teacher, labels, gamma=1.5, temperature=1.0).item(), 4)
+    1.5692
+    >>> round(ofa(student, teacher, labels, gamma=1.5, temperature=1.0, form="paper").item(), 4)
+    2.8859
+
+    Args:
+        student_logits: ``(B, K)``.
+        teacher_logits: ``(B, K)``.
+        labels: ``(B,)`` int64, the target classes.
+        gamma: exponent of the boost, above 0; 1 is none.
+        temperature: divides both logits.
+        form: which of the two formulas.
+        reduction: ``"mean"`` over the batch, or ``"none"`` for ``(B,)``.
+
+    Raises:
+        InputError: logits or labels of wrong shape, another form, gamma or temperature not above 0.
+
+    Source: Hao, Guo, Han, Tang, Hu, Wang, Xu, NeurIPS 2023, arXiv 2310.19444, adaptive target enhancement.
+    """
+    check_positive({"gamma": gamma, "temperature": temperature})
+    student, teacher = logit_pair(student_logits, teacher_logits)
+    labels = check_labels(labels, student)
+    probability = (teacher / temperature).softmax(dim=1)
+    # log_softmax, not the logarithm of a softmax: a gap of 104 would give -inf, and 0 * -inf is NaN.
+    log_student = (student / temperature).log_softmax(dim=1)
+    weight = _class_weights(probability, labels, gamma, form)
+    return reduce(-(weight * log_student).sum(dim=1), reduction)
+
+
+def _class_weights(probability: Tensor, labels: Tensor, gamma: float, form: Form) -> Tensor:
+    target = torch.zeros_like(probability).scatter(1, labels[:, None], 1.0)
+    if form == "code":
+        return (probability + target) ** gamma - target
+    if form == "paper":
+        return torch.where(target > 0, (1 + probability) ** gamma, probability)
+    raise InputError(f"form={form!r}", "'code' or 'paper'", "choose one of them")

@@ -1,0 +1,14 @@
+"""The documented examples run."""
+
+import doctest
+
+import pytest
+
+from crossdistill.bridges import exit_branch, layout
+
+
+@pytest.mark.parametrize("module", [exit_branch, layout], ids=lambda module: module.__name__)
+def test_documented_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -1,0 +1,107 @@
+"""Settings: strict, overridden by ``key=value``, and wrong ones answered with what to do."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossdistill import settings
+from crossdistill.errors import InputError
+
+TREE = {
+    "student": {"name": "timm/resnet18"},
+    "teachers": [{"name": "timm/vit_tiny_patch16_224@teacher"}],
+    "method": {"name": "kd"},
+    "data": {"source": "digits"},
+}
+
+
+def test_overrides_reach_every_level():
+    made = settings.load(
+        TREE,
+        ["seed=3", "train.lr=1e-2", "student.args.num_heads=2", "method.temperature=2.5", "teachers.0.image_size=32"],
+    )
+    assert made.seed == 3
+    assert made.train.lr == 0.01
+    assert made.student.args == {"num_heads": 2}
+    assert made.method.options == {"temperature": 2.5}
+    assert made.teachers[0].image_size == 32
+    assert TREE["data"] == {"source": "digits"}, "the given tree must not change"
+
+
+@pytest.mark.parametrize(
+    ("override", "given_", "action"),
+    [
+        ("train.lrr=1", "unknown key 'train.lrr'", "'lr'"),
+        ("data.augment.crp=pad", "unknown key 'data.augment.crp'", "'crop'"),
+        ("trian.lr=1", "unknown key 'trian'", "'train'"),
+        ("train.lr=fast", "train.lr = 'fast'", "change train.lr"),
+        ("train.schedule=cosin", "train.schedule = 'cosin'", "change train.schedule"),
+        ("train.lr", "override 'train.lr'", "equals sign"),
+        ("teachers.4.weight=2", "key 'teachers.4.weight'", "count from 0"),
+        ("seed.x=2", "key 'seed.x'", "shorten"),
+        ("train.lr=[1", "override 'train.lr=[1'", "quote"),
+    ],
+)
+def test_a_wrong_override_says_what_to_do(override, given_, action):
+    tree = {**TREE, "seed": 1}
+    with pytest.raises(InputError) as caught:
+        settings.load(tree, [override])
+    assert given_ in caught.value.given
+    assert action in caught.value.action
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["train.epochs=2", "train.steps=5"], "epochs and steps are both set"),
+        (["method.name=none"], "trains the student alone"),
+        (["teachers=[]"], "needs a teacher"),
+    ],
+)
+def test_settings_that_disagree_are_refused(overrides, text):
+    with pytest.raises(InputError, match=text):
+        settings.load(TREE, overrides)
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(InputError, match=r"no value for 'data\.source'"):
+        settings.load({**TREE, "data": {}})
+
+
+def test_options_come_from_the_signature_of_build():
+    def build(cls, student_spec, teacher_spec, *, num_classes: int, modules: None = None, temperature: float = 4.0):
+        """A stand-in for a method's build."""
+
+    assert settings.resolve_options("kd", build, {}) == {"temperature": 4.0}
+    assert settings.resolve_options("kd", build, {"temperature": 2}) == {"temperature": 2.0}
+    with pytest.raises(InputError, match=r"method\.temprature.*\n.*\n.*'temperature'"):
+        settings.resolve_options("kd", build, {"temprature": 2})
+    with pytest.raises(InputError, match=r"method\.temperature"):
+        settings.resolve_options("kd", build, {"temperature": "hot"})
+
+
+def test_a_settings_file_that_is_wrong(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        settings.read(tmp_path / "none.yaml")
+    file = tmp_path / "a.yaml"
+    file.write_text("- 1\n- 2\n")
+    with pytest.raises(InputError, match="holds list"):
+        settings.read(file)
+    file.write_text("a: [1\n")
+    with pytest.raises(InputError, match="valid YAML"):
+        settings.read(file)
+
+
+@given(st.floats(min_value=1e-9, max_value=1e9, allow_nan=False))
+def test_any_float_survives_an_override(value):
+    assert settings.parse_override(f"train.lr={value!r}") == ("train.lr", value)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(), min_size=1))
+def test_settings_survive_yaml(tmp_path_factory, args):
+    import yaml
+
+    made = settings.load({**TREE, "student": {"name": "timm/resnet18", "args": args}})
+    file = tmp_path_factory.mktemp("yaml") / "config.yaml"
+    file.write_text(yaml.safe_dump(made.model_dump(mode="json")))
+    assert settings.read(file) == made
