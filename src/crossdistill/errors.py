@@ -17,7 +17,10 @@ class InputError(ValueError):
 
     def __init__(self, given: str, expected: str, action: str) -> None:
         self.given, self.expected, self.action = given, expected, action
-        super().__init__(f"given: {given}\nexpected: {expected}\nwhat to do: {action}")
+        super().__init__(given, expected, action)  # all three, so that the error survives pickling between processes
+
+    def __str__(self) -> str:
+        return f"given: {self.given}\nexpected: {self.expected}\nwhat to do: {self.action}"
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:

@@ -1,0 +1,116 @@
+"""Image files of any common kind -> uint8 tensors with one (grey) or three (colour) channels."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from crossdistill.data.source import CorruptImage, probe_shape
+
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+_DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+
+ImageFile = Path | io.BytesIO
+
+
+def decode(file: ImageFile, where: str) -> Tensor:
+    """Decode an image file to uint8 ``(C, H, W)``, turned upright as its EXIF data say.
+
+    Grey modes give one channel (16-bit grey is scaled by 255/65535), all others three; transparency is dropped.
+
+    Raises:
+        CorruptImage: the file is missing, truncated, no image, or of a mode without a known range.
+    """
+    try:
+        with Image.open(file) as image:
+            pixels = _pixels(_upright(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on broken files
+        raise CorruptImage(where, _reason(error)) from error
+    return torch.from_numpy(pixels)
+
+
+def shape_of(file: ImageFile, where: str) -> tuple[int, int, int]:
+    """(channels, height, width) as :func:`decode` would give them, from the file's header alone."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+                width, height = height, width
+            return (1 if image.mode in _GREY_MODES else 3), height, width
+    except Exception as error:
+        raise CorruptImage(where, _reason(error)) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if _EXIF_ORIENTATION in image.getexif() else image
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode in _DEEP_GREY_MODES:
+        return _deep_grey(image)[None]
+    if image.mode == "F":
+        raise ValueError("its grey values are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if image.mode in _GREY_MODES:
+        return np.array(image.convert("L"))[None]
+    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+
+
+def _deep_grey(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"its grey values run from {values.min()} to {values.max()}; save it with 8 or 16 bits")
+    return np.rint(values / 257).astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+class EncodedSource(ABC):
+    """Base of sources whose images are encoded files: decoding, and the shape that a sample of them shares."""
+
+    mirror_safe = True
+
+    @abstractmethod
+    def file(self, index: int) -> ImageFile:
+        """The encoded image; raises :class:`CorruptImage` where there is none."""
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Where the image lies, for messages."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Tensor:
+        """The image as uint8 ``(C, H, W)``; raises :class:`CorruptImage`."""
+        return decode(self.file(index), self.describe(index))
+
+    @property
+    def num_channels(self) -> int | None:
+        """Channels of the stored images, ``None`` if mixed."""
+        return self._shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) if the images share it."""
+        return self._shape[1]
+
+    @cached_property
+    def _shape(self) -> tuple[int | None, tuple[int, int] | None]:
+        return probe_shape(len(self), lambda index: shape_of(self.file(index), self.describe(index)))

@@ -1,0 +1,127 @@
+"""``folder:PATH``: class folders of image files, split into ``train/ val/ [test/]`` or in one flat tree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdistill.data.decode import EncodedSource
+from crossdistill.data.source import Splits, check_several_classes
+from crossdistill.data.splits import fixed_split
+from crossdistill.errors import InputError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_LAYOUT = "train/ and val/ (or test/) with one folder a class, or one folder a class directly"
+_HELD_OUT_SHARE = 0.2
+
+
+class FolderSource(EncodedSource):
+    """Image files with their classes, in the order of class folder, then path."""
+
+    def __init__(
+        self, name: str, paths: Sequence[Path], targets: NDArray[np.int64], class_names: tuple[str, ...]
+    ) -> None:
+        self.name, self.paths, self.targets, self.class_names = name, paths, targets, class_names
+
+    def file(self, index: int) -> Path:
+        """The image's path."""
+        return self.paths[index]
+
+    def describe(self, index: int) -> str:
+        """The image's path."""
+        return str(self.paths[index])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def open_folder(root: Path) -> Splits:
+    """Find the images below ``root``; test/ is the evaluation split if there is one, else val/, else a fixed 20 %.
+
+    Raises:
+        InputError: no such folder, no class folder, a class without images, splits with different classes.
+    """
+    if not root.is_dir():
+        problem = "is a file" if root.exists() else "does not exist"
+        raise InputError(f"folder {root}, which {problem}", f"a folder with {_LAYOUT}", "check the path")
+    if not (root / "train").is_dir():
+        return _split(_tree(root))
+    train = _tree(root / "train")
+    evaluation_name = next((split for split in ("test", "val") if (root / split).is_dir()), None)
+    if evaluation_name is None:
+        return _split(train)
+    evaluation = _tree(root / evaluation_name)
+    _check_same_classes(train, evaluation)
+    return Splits(train, evaluation, evaluation_name)
+
+
+def _tree(root: Path) -> FolderSource:
+    folders = sorted(_visible(root), key=lambda folder: folder.name)
+    class_folders = [folder for folder in folders if folder.is_dir()]
+    if not class_folders:
+        held = f"{sum(_is_image(file) for file in folders)} images but no class folder" if folders else "nothing"
+        raise InputError(f"folder {root}, which holds {held}", f"a folder with {_LAYOUT}", "sort the images by class")
+    paths: list[Path] = []
+    targets: list[int] = []
+    for target, folder in enumerate(class_folders):
+        images = sorted(_images(folder))
+        if not images:
+            raise InputError(
+                f"class folder {folder}, which holds no image",
+                f"at least one image ({' '.join(sorted(EXTENSIONS))})",
+                "add images, or remove the folder",
+            )
+        paths += images
+        targets += [target] * len(images)
+    names = tuple(folder.name for folder in class_folders)
+    source = FolderSource(str(root), paths, np.array(targets, dtype=np.int64), names)
+    check_several_classes(names, source.targets, f"folder {root}")
+    return source
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for directory, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        yield from (path for name in files if _is_image(path := Path(directory, name)))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def _check_same_classes(train: FolderSource, evaluation: FolderSource) -> None:
+    only = [
+        sorted(set(one.class_names) - set(other.class_names))
+        for one, other in ((train, evaluation), (evaluation, train))
+    ]
+    if not any(only):
+        return
+    differences = [
+        f"{', '.join(map(repr, names))} only in {source.name}"
+        for names, source in zip(only, (train, evaluation), strict=True)
+        if names
+    ]
+    raise InputError(
+        f"splits of different classes: {'; '.join(differences)}",
+        "the same class folders in both splits",
+        "rename, add or remove class folders",
+    )
+
+
+def _split(source: FolderSource) -> Splits:
+    num_held_out = round(len(source) * _HELD_OUT_SHARE)
+    parts = [
+        FolderSource(f"{source.name} ({part})", [source.paths[i] for i in ids], source.targets[ids], source.class_names)
+        for part, ids in zip(
+            ("train", "val"), fixed_split(source.targets, num_held_out, source.class_names), strict=True
+        )
+    ]
+    return Splits(parts[0], parts[1], "val")

@@ -1,0 +1,136 @@
+"""Decoded images kept in memory: small sets of one image size are decoded once, in threads, as they are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from crossdistill.data.source import CorruptImage, Source
+
+Images = Tensor | list[Tensor]
+"""uint8 images: ``(B, C, H, W)`` where all have one shape, else a list of ``(C, H, W)``."""
+
+_LIMIT_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The images that could be read, their positions among those asked for, and what could not be read."""
+
+    images: Images
+    positions: NDArray[np.int64]
+    corrupt: tuple[CorruptImage, ...] = ()
+
+    @classmethod
+    def of(cls, results: Sequence[Tensor | CorruptImage]) -> Reading:
+        """Sort results into images and failures."""
+        images = [result for result in results if isinstance(result, Tensor)]
+        positions = np.array([at for at, result in enumerate(results) if isinstance(result, Tensor)], dtype=np.int64)
+        same_shape = len({image.shape for image in images}) == 1
+        corrupt = tuple(result for result in results if isinstance(result, CorruptImage))
+        return cls(torch.stack(images) if same_shape else images, positions, corrupt)
+
+
+class HeldSource:
+    """A source that reads whole batches, and keeps what it decoded if the set is small and of one image size."""
+
+    def __init__(self, source: Source, *, limit_bytes: int = _LIMIT_BYTES) -> None:
+        self.source, self.limit_bytes = source, limit_bytes
+        self.name, self.class_names, self.targets = source.name, source.class_names, source.targets
+        self.mirror_safe = source.mirror_safe
+        self._pixels: NDArray[np.uint8] | None = None
+        self._present = np.zeros(len(source.targets), dtype=bool)
+        self._exceptions: dict[int, CorruptImage | None] = {}
+
+    @property
+    def num_channels(self) -> int | None:
+        """Channels of the stored images, ``None`` if mixed."""
+        return self.source.num_channels
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) if the images share it."""
+        return self.source.image_size
+
+    @cached_property
+    def in_memory(self) -> bool:
+        """Whether decoded images are kept."""
+        if self.num_channels is None or self.image_size is None:
+            return False
+        return len(self.targets) * self.num_channels * int(np.prod(self.image_size)) <= self.limit_bytes
+
+    def read(self, index: int) -> Tensor:
+        """One image, uint8 ``(C, H, W)``."""
+        return self.source.read(index)
+
+    def describe(self, index: int) -> str:
+        """Where the image lies."""
+        return self.source.describe(index)
+
+    def read_batch(self, ids: NDArray[np.int64]) -> Reading:
+        """Read these images; corrupt ones are left out and listed."""
+        if not self.in_memory:
+            return Reading.of(self._decode(ids))
+        pixels = self._fill(ids)
+        exceptions = [int(index) for index in ids if int(index) in self._exceptions]
+        if not exceptions:
+            return Reading(torch.from_numpy(pixels[ids]), np.arange(len(ids)))
+        return Reading.of([self._held(pixels, int(index)) for index in ids])
+
+    def _fill(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        if self._pixels is None:
+            assert self.image_size is not None  # in_memory says so
+            self._pixels = np.empty((len(self.targets), self.num_channels or 0, *self.image_size), dtype=np.uint8)
+        missing = np.unique(ids[~self._present[ids]])
+        for index, result in zip(missing, self._decode(missing), strict=True):
+            if isinstance(result, Tensor) and result.shape == self._pixels.shape[1:]:
+                self._pixels[index] = result.numpy()
+            else:
+                self._exceptions[int(index)] = result if isinstance(result, CorruptImage) else None
+        self._present[missing] = True
+        return self._pixels
+
+    def _held(self, pixels: NDArray[np.uint8], index: int) -> Tensor | CorruptImage:
+        if index not in self._exceptions:
+            return torch.from_numpy(pixels[index].copy())
+        # A whole image of another size than the probed ones is not held, but read each time.
+        return self._exceptions[index] or self._try_read(index)
+
+    def _decode(self, ids: NDArray[np.int64]) -> list[Tensor | CorruptImage]:
+        indices = [int(index) for index in ids]
+        num_threads = min(len(indices), _num_cores())
+        if num_threads < 2 or get_worker_info() is not None:  # worker processes are the parallelism already
+            return [self._try_read(index) for index in indices]
+        with ThreadPoolExecutor(num_threads) as pool:
+            return list(pool.map(self._try_read, indices))
+
+    def _try_read(self, index: int) -> Tensor | CorruptImage:
+        try:
+            return self.source.read(index)
+        except CorruptImage as corrupt:
+            return corrupt
+
+    def __getstate__(self) -> dict[str, Any]:
+        fresh: dict[str, Any] = {"_pixels": None, "_present": np.zeros_like(self._present), "_exceptions": {}}
+        return self.__dict__ | fresh  # decoded images do not travel to other processes
+
+
+def num_workers(source: HeldSource, workers: int | None) -> int:
+    """Worker processes for a loader: as asked for, else none for images held in memory and up to four for others."""
+    if workers is not None:
+        return workers
+    return 0 if source.in_memory else min(4, _num_cores())
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,142 @@
+"""Batches for training and evaluation; what they hold never depends on the number of workers or processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdistill.contracts import Batch, InputSpec
+from crossdistill.data.augment import EvalTransform, TrainTransform, resolve_augment
+from crossdistill.data.feed import Batches, Feed
+from crossdistill.data.held import HeldSource
+from crossdistill.data.pixels import check_channels
+from crossdistill.data.sampler import batches, check_sizes, num_micro_batches, num_steps
+from crossdistill.data.source import Source
+from crossdistill.settings import AugmentSettings
+
+Ids = NDArray[np.int64]
+
+
+class TrainLoader:
+    """Augmented batches of the training images, step by step.
+
+    Args:
+        ids: the images to train on, by their id in the source.
+        targets: class of every image of the source ``(N,)``, -1 for unlabelled.
+        views: what each network wants to see, by view.
+        augment: random changes; what is ``None`` is chosen by the source.
+        batch_size: images a step, over all processes; a smaller set makes one step of all it has.
+        device_batch_size: most images at once; larger shares become several micro-batches.
+        workers: loader processes; default none for small sets, which are held in memory, and up to four for others.
+        max_corrupt_share: stop when more of the images than this cannot be read; until then they are left out.
+
+    Raises:
+        InputError: sizes that do not divide, or images whose channels a model cannot take.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        ids: Ids,
+        targets: NDArray[np.int64],
+        views: Mapping[str, InputSpec],
+        augment: AugmentSettings,
+        *,
+        seed: int,
+        batch_size: int,
+        device_batch_size: int | None = None,
+        workers: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        max_corrupt_share: float = 0.01,
+    ) -> None:
+        check_sizes(len(ids), batch_size, world_size, device_batch_size)
+        held = _held(source, views)
+        self.ids, self.augment, self.seed = ids, resolve_augment(augment, source), seed
+        self.batch_size, self.device_batch_size = batch_size, device_batch_size
+        self.rank, self.world_size = rank, world_size
+        transform = TrainTransform(dict(views), self.augment, seed)
+        dataset = Batches(held, targets, transform)
+        self._feed = Feed(dataset, len(ids), workers=workers, max_corrupt_share=max_corrupt_share)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        return num_steps(len(self.ids), self.batch_size)
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of this process in each step."""
+        share = -(-min(self.batch_size, len(self.ids)) // self.world_size)
+        return num_micro_batches(share, self.device_batch_size)
+
+    @property
+    def corrupt(self) -> dict[str, str]:
+        """Images that could not be read so far: path or row -> reason."""
+        return self._feed.corrupt
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[list[Batch]]:
+        """This process's micro-batches of each step, from ``start_step`` on exactly those of the full epoch.
+
+        A micro-batch of which no image can be read is left out of its step's list.
+        """
+        plan = batches(
+            len(self.ids),
+            seed=self.seed,
+            epoch=epoch,
+            batch_size=self.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            device_batch_size=self.device_batch_size,
+        )[start_step:]
+        answers = self._feed([(epoch, self.ids[positions]) for step in plan for positions in step])
+        for step in plan:
+            micro_batches = [next(answers) for _ in step]
+            yield [batch for batch in micro_batches if batch is not None]
+
+
+class EvalLoader:
+    """Every image once, in canonical order, without random changes; several processes share them out.
+
+    Args:
+        ids: images to take, by id; default all of the source.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Mapping[str, InputSpec],
+        *,
+        batch_size: int,
+        workers: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        max_corrupt_share: float = 0.01,
+        ids: Ids | None = None,
+    ) -> None:
+        everything = np.arange(len(source.targets), dtype=np.int64) if ids is None else np.sort(ids)
+        self.ids, self.batch_size = np.array_split(everything, world_size)[rank], batch_size
+        self.num_images = len(everything)
+        dataset = Batches(_held(source, views), source.targets, EvalTransform(dict(views)))
+        self._feed = Feed(dataset, len(everything), workers=workers, max_corrupt_share=max_corrupt_share)
+
+    @property
+    def corrupt(self) -> dict[str, str]:
+        """Images that could not be read so far: path or row -> reason."""
+        return self._feed.corrupt
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        starts = range(0, len(self.ids), self.batch_size)
+        answers = self._feed([(0, self.ids[start : start + self.batch_size]) for start in starts])
+        return (batch for batch in answers if batch is not None)
+
+
+def _held(source: Source, views: Mapping[str, InputSpec]) -> HeldSource:
+    for spec in views.values():
+        check_channels(source.num_channels or 1, spec, f"{source.describe(0)} (as the others of {source.name})")
+    return source if isinstance(source, HeldSource) else HeldSource(source)

@@ -1,0 +1,93 @@
+"""Which images make up which step, on which process: a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossdistill.data.philox import Purpose, random_order
+from crossdistill.errors import InputError
+
+Positions = NDArray[np.int64]
+
+
+def permutation(num_samples: int, *, seed: int, epoch: int) -> Positions:
+    """The order of the samples in this epoch ``(N,)``; neighbours 2j and 2j + 1 are mixing partners."""
+    return random_order(num_samples, seed=seed, epoch=epoch, purpose=Purpose.PERMUTATION)
+
+
+def num_steps(num_samples: int, batch_size: int, *, drop_last: bool = True) -> int:
+    """Steps of an epoch; a set smaller than the batch makes one step of all it has."""
+    if num_samples <= batch_size:
+        return 1
+    return num_samples // batch_size if drop_last else -(-num_samples // batch_size)
+
+
+def batches(
+    num_samples: int,
+    *,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    device_batch_size: int | None = None,
+    drop_last: bool = True,
+) -> list[list[Positions]]:
+    """This process's micro-batches of every step of the epoch.
+
+    Step k of all processes together is the k-th run of ``batch_size`` samples of the permutation, whatever the
+    number of processes and the size of micro-batches. Pairs of neighbours stay in one micro-batch, so shares and
+    micro-batches differ by one pair where the batch does not divide evenly.
+
+    Raises:
+        InputError: the batch does not divide over the processes, or a device cannot take one pair.
+    """
+    check_sizes(num_samples, batch_size, world_size, device_batch_size)
+    order = permutation(num_samples, seed=seed, epoch=epoch)
+    steps = []
+    for step in range(num_steps(num_samples, batch_size, drop_last=drop_last)):
+        whole = order[step * batch_size : (step + 1) * batch_size]
+        share = _split_pairs(whole, world_size)[rank]
+        steps.append(_split_pairs(share, num_micro_batches(len(share), device_batch_size)))
+    return steps
+
+
+def num_micro_batches(num_samples: int, device_batch_size: int | None) -> int:
+    """Micro-batches needed for one process's share of a batch."""
+    if device_batch_size is None or num_samples <= device_batch_size:
+        return 1 if num_samples else 0
+    num_pairs, pairs_at_once = (num_samples + 1) // 2, device_batch_size // 2
+    return -(-num_pairs // pairs_at_once)
+
+
+def check_sizes(num_samples: int, batch_size: int, world_size: int, device_batch_size: int | None) -> None:
+    """Refuse sizes that cannot be shared out; see :func:`batches`."""
+    if world_size > 1 and batch_size % (2 * world_size):
+        nearest = max(1, round(batch_size / (2 * world_size))) * 2 * world_size
+        raise InputError(
+            f"train.batch_size={batch_size} over {world_size} processes",
+            f"a multiple of {2 * world_size} (whole pairs of images for every process)",
+            f"set train.batch_size={nearest}",
+        )
+    if num_samples < (2 * world_size if world_size > 1 else 1):
+        raise InputError(
+            f"{num_samples} training images for {world_size} process(es)",
+            "at least one image, and two a process with several processes",
+            "give more images or start fewer processes",
+        )
+    if device_batch_size is not None and device_batch_size < min(2, batch_size):
+        raise InputError(
+            f"train.device_batch_size={device_batch_size}",
+            "at least 2, since mixing partners stay together",
+            "set train.device_batch_size=2 and choose a smaller model or image size if memory is short",
+        )
+
+
+def _split_pairs(samples: Positions, num_parts: int) -> list[Positions]:
+    """Contiguous parts of whole pairs, as equal as can be."""
+    if num_parts == 0:
+        return []
+    num_pairs = (len(samples) + 1) // 2
+    ends = [2 * (num_pairs * part // num_parts) for part in range(1, num_parts)]
+    return np.split(samples, ends)

@@ -1,0 +1,103 @@
+"""What a data source is: images by index, with targets and class names, in a canonical order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crossdistill.errors import InputError
+
+TINY_SIDE = 64
+"""Images up to this side (in pixels) are shown whole: they were made small, and a crop would cut the object."""
+
+
+class Source(Protocol):
+    """Images by index. A sample's id is its position in the source's canonical order, which never changes.
+
+    ``num_channels`` is that of the stored images, 1 or 3 (``None`` if mixed), and ``image_size`` their (height,
+    width) if all share one; both may rest on a sample of the images. ``mirror_safe`` says whether a mirrored image
+    still shows its class.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def targets(self) -> NDArray[np.int64]: ...
+
+    @property
+    def mirror_safe(self) -> bool: ...
+
+    @property
+    def num_channels(self) -> int | None: ...
+
+    @property
+    def image_size(self) -> tuple[int, int] | None: ...
+
+    def read(self, index: int) -> Tensor:
+        """The image as uint8 ``(C, H, W)`` with one or three channels; raises :class:`CorruptImage`."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Where the image lies (path or row), for messages."""
+        ...
+
+
+class CorruptImage(Exception):
+    """An image that cannot be decoded: where it lies, and what the decoder said."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.where, self.reason = where, reason
+        super().__init__(where, reason)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The training images and those that accuracy is reported on (``evaluation_name``: "test" or "val")."""
+
+    train: Source
+    evaluation: Source
+    evaluation_name: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in the order of the targets."""
+        return self.train.class_names
+
+
+def check_several_classes(class_names: Sequence[str], targets: NDArray[np.int64], where: str) -> None:
+    """Refuse training data of fewer than two classes."""
+    present = np.unique(targets[targets >= 0])
+    if len(present) < 2:
+        only = f"only one class, {class_names[present[0]]!r}" if len(present) else "no labelled image"
+        raise InputError(f"{where}: {only}", "training images of two classes or more", "add images of another class")
+
+
+def probe_shape(
+    num_images: int, shape_of: Callable[[int], tuple[int, int, int]], *, num_probes: int = 64
+) -> tuple[int | None, tuple[int, int] | None]:
+    """Channels and size that images spread evenly over the source agree on, each ``None`` where they differ.
+
+    Args:
+        shape_of: (channels, height, width) of an image; may raise :class:`CorruptImage`, which is passed over.
+    """
+    shapes = set()
+    for index in np.unique(np.linspace(0, num_images - 1, num=min(num_probes, num_images)).astype(int)):
+        try:
+            shapes.add(shape_of(int(index)))
+        except CorruptImage:
+            continue
+    channels = {shape[0] for shape in shapes}
+    sizes = {shape[1:] for shape in shapes}
+    return channels.pop() if len(channels) == 1 else None, sizes.pop() if len(sizes) == 1 else None

@@ -1,0 +1,74 @@
+"""Real image files for the tests of this room."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from crossdistill.contracts import InputSpec
+
+
+def picture(seed: int, size: tuple[int, int] = (12, 12), mode: str = "RGB") -> Image.Image:
+    """A picture whose pixels tell it from every other seed's."""
+    channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
+    values = np.random.default_rng(seed).integers(0, 256, (*size, *channels), dtype=np.uint8)
+    return Image.fromarray(values, mode=None if mode not in ("CMYK",) else mode)
+
+
+@pytest.fixture
+def make_picture():
+    return picture
+
+
+@pytest.fixture
+def write_tree():
+    """Write class folders of PNG files: ``write(root, {"cat": 3, "dog": 2})``."""
+
+    def write(root: Path, counts: dict[str, int], *, size=(12, 12), mode="RGB", first_seed=0) -> Path:
+        seed = first_seed
+        for name, count in counts.items():
+            (root / name).mkdir(parents=True)
+            for index in range(count):
+                picture(seed, size, mode).save(root / name / f"{index:03d}.png")
+                seed += 1
+        return root
+
+    return write
+
+
+@pytest.fixture
+def write_parquet():
+    """Write rows of PNG images and labels to a parquet file."""
+
+    def write(path: Path, labels, *, struct=True, images=None, **columns) -> Path:
+        encoded = images if images is not None else [png(seed) for seed in range(len(labels))]
+        if struct:
+            encoded = [{"bytes": content, "path": None} for content in encoded]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if struct else pa.binary()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"image": pa.array(encoded, kind), "label": pa.array(labels), **columns}), path)
+        return path
+
+    return write
+
+
+def png(seed: int, **options) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture(seed, **options).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def spec():
+    """What a small model wants, with changes: ``spec(size=8, num_channels=1)``."""
+
+    def make(size=16, num_channels=3, mean=0.5, std=0.25, **changes) -> InputSpec:
+        height_width = size if isinstance(size, tuple) else (size, size)
+        return InputSpec(height_width, num_channels, (mean,) * num_channels, (std,) * num_channels, **changes)
+
+    return make

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from crossdistill.data import open_source
+from crossdistill.data.folder import open_folder
+from crossdistill.errors import InputError
+from crossdistill.settings import DataSettings
+
+
+def open_at(path):
+    return open_source(DataSettings(source=f"folder:{path}"))
+
+
+@pytest.mark.parametrize(
+    ("folders", "name"), [(["train", "val"], "val"), (["train", "test"], "test"), (["train", "val", "test"], "test")]
+)
+def test_split_folders(tmp_path, write_tree, folders, name):
+    for number, folder in enumerate(folders):
+        write_tree(tmp_path / folder, {"dog": 2, "cat": 3 + number}, first_seed=10 * number)
+    splits = open_at(tmp_path)
+    assert splits.class_names == splits.evaluation.class_names == ("cat", "dog")
+    assert splits.evaluation_name == name
+    assert splits.train.targets.tolist() == [0, 0, 0, 1, 1]
+    assert len(splits.evaluation.targets) == 5 + len(folders) - 1
+    assert splits.evaluation.describe(0) == str(tmp_path / name / "cat" / "000.png")
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_one_tree_is_split_for_good(tmp_path, write_tree, below):
+    write_tree(tmp_path / below, {"a": 20, "b": 10})
+    splits = open_folder(tmp_path)
+    assert splits.evaluation_name == "val"
+    assert np.bincount(splits.train.targets).tolist() == [16, 8]
+    assert np.bincount(splits.evaluation.targets).tolist() == [4, 2]
+    everything = {str(path) for path in tmp_path.rglob("*.png")}
+    assert {
+        source.describe(i) for source in (splits.train, splits.evaluation) for i in range(len(source))
+    } == everything
+    assert [splits.train.describe(i) for i in range(24)] == [open_folder(tmp_path).train.describe(i) for i in range(24)]
+
+
+def test_images_are_read_in_the_order_of_their_paths(tmp_path, write_tree, make_picture):
+    write_tree(tmp_path / "train", {"a": 2, "b": 1})
+    write_tree(tmp_path / "val", {"a": 1, "b": 1})
+    splits = open_at(tmp_path)
+    for index in range(3):
+        np.testing.assert_array_equal(splits.train.read(index).permute(1, 2, 0), np.asarray(make_picture(index)))
+    assert (splits.train.image_size, splits.train.num_channels, splits.train.mirror_safe) == ((12, 12), 3, True)
+
+
+def test_what_counts_as_an_image(tmp_path, write_tree, make_picture):
+    write_tree(tmp_path / "a", {"deeper": 1})
+    write_tree(tmp_path, {"b": 2, ".cache": 1})
+    make_picture(9).save(tmp_path / "a" / "UPPER.JPEG")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    make_picture(9).save(tmp_path / "a" / ".hidden.png")
+    write_tree(tmp_path / "a" / "x", {".trash": 1})
+    splits = open_at(tmp_path)
+    assert splits.class_names == ("a", "b")
+    assert len(splits.train.targets) + len(splits.evaluation.targets) == 4
+
+
+def test_mixed_sizes_and_channels_are_no_common_shape(tmp_path, write_tree):
+    write_tree(tmp_path / "train", {"a": 1})
+    write_tree(tmp_path / "train", {"b": 1}, size=(5, 6), mode="L")
+    write_tree(tmp_path / "val", {"a": 1, "b": 1})
+    train = open_at(tmp_path).train
+    assert train.image_size is None
+    assert train.num_channels is None
+    assert not train.in_memory
+
+
+def test_missing_path(tmp_path):
+    with pytest.raises(InputError, match=r"photos, which does not exist"):
+        open_at(tmp_path / "photos")
+    (tmp_path / "photos").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        open_at(tmp_path / "photos")
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(InputError, match="holds nothing"):
+        open_at(tmp_path)
+
+
+def test_images_without_class_folders(tmp_path, make_picture):
+    make_picture(0).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match="1 images but no class folder"):
+        open_at(tmp_path)
+
+
+def test_class_without_image(tmp_path, write_tree):
+    write_tree(tmp_path, {"a": 2, "b": 2, "empty": 0})
+    with pytest.raises(InputError, match=r"empty, which holds no image"):
+        open_at(tmp_path)
+
+
+def test_one_class_only(tmp_path, write_tree):
+    write_tree(tmp_path, {"alone": 5})
+    with pytest.raises(InputError, match="only one class, 'alone'"):
+        open_at(tmp_path)
+
+
+def test_splits_of_different_classes(tmp_path, write_tree):
+    write_tree(tmp_path / "train", {"a": 1, "b": 1, "cat": 1})
+    write_tree(tmp_path / "val", {"a": 1, "b": 1, "kat": 1})
+    with pytest.raises(InputError, match=r"'cat' only in .*train; 'kat' only in .*val"):
+        open_at(tmp_path)
+
+
+def test_a_class_of_one_image_cannot_be_split(tmp_path, write_tree):
+    write_tree(tmp_path, {"a": 5, "rare": 1})
+    with pytest.raises(InputError, match="class 'rare' with 1 image"):
+        open_at(tmp_path)

@@ -1,0 +1,173 @@
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crossdistill.data import CorruptImage, open_source
+from crossdistill.data.parquet import open_parquet
+from crossdistill.errors import InputError
+from crossdistill.settings import DataSettings
+
+
+def open_at(path, **settings):
+    return open_source(DataSettings(source=f"parquet:{path}", **settings))
+
+
+def test_cifar100(shared):
+    """The complete CIFAR-100: order, classes and pixels as its README gives them."""
+    splits = open_at(shared("data/cifar100"))
+    assert (len(splits.train.targets), len(splits.evaluation.targets)) == (50_000, 10_000)
+    assert splits.evaluation_name == "test"
+    assert (splits.train.targets[0], splits.evaluation.targets[0]) == (19, 49)
+    assert splits.class_names[19] == "cattle"
+    assert np.bincount(splits.train.targets).tolist() == [500] * 100
+    assert (splits.train.image_size, splits.train.num_channels) == ((32, 32), 3)
+    assert splits.train.in_memory
+    assert splits.train.describe(25_000).endswith("train-00001-of-00002.parquet, row 0")
+    ids = np.concatenate([np.arange(1000), np.arange(49_000, 50_000)])
+    images = splits.train.read_batch(ids).images
+    assert images.shape == (2000, 3, 32, 32)
+    means = images.double().div(255).mean((0, 2, 3)).numpy()
+    # Standard error of 2,000 images' means (standard deviation of an image's mean about 0.18): 0.004.
+    assert np.abs(means - [0.50707515923713, 0.48654887331495, 0.44091784336703]).max() < 4 * 0.004
+    assert len(open_at(shared("data/cifar100"), label_column="coarse_label").class_names) == 20
+
+
+def test_imagenette_has_photographs_of_many_sizes(shared):
+    splits = open_at(shared("data/imagenette-128"))
+    assert (len(splits.train.targets), len(splits.evaluation.targets), splits.evaluation_name) == (2600, 900, "val")
+    assert splits.train.image_size is None
+    assert not splits.train.in_memory
+
+
+@pytest.mark.parametrize("struct", [True, False])
+@pytest.mark.parametrize(("split", "name"), [("test", "test"), ("val", "val"), ("validation", "val")])
+def test_shards(tmp_path, write_parquet, make_picture, struct, split, name):
+    write_parquet(tmp_path / "train-0.parquet", [0, 1, 1], struct=struct)
+    write_parquet(tmp_path / "train-1.parquet", [2, 0], struct=struct)
+    write_parquet(tmp_path / f"{split}-0.parquet", [2, 1], struct=struct)
+    splits = open_at(tmp_path)
+    assert splits.evaluation_name == name
+    assert splits.class_names == ("0", "1", "2")
+    assert splits.train.targets.tolist() == [0, 1, 1, 2, 0]
+    assert splits.evaluation.targets.tolist() == [2, 1]
+    for index, seed in enumerate([0, 1, 2, 0, 1]):
+        np.testing.assert_array_equal(splits.train.read(index).permute(1, 2, 0), np.asarray(make_picture(seed)))
+    assert splits.train.describe(4) == f"{tmp_path / 'train-1.parquet'}, row 1"
+
+
+def test_one_file_is_split_for_good(tmp_path, write_parquet, make_picture):
+    file = write_parquet(tmp_path / "everything.parquet", ["cat", "dog"] * 10)
+    for path in (file, tmp_path):
+        splits = open_parquet(path, image_column="image", label_column="label")
+        assert splits.class_names == ("cat", "dog")
+        assert np.bincount(splits.train.targets).tolist() == [8, 8]
+        assert np.bincount(splits.evaluation.targets).tolist() == [2, 2]
+        rows = [int(one.describe(i).split()[-1]) for one in (splits.train, splits.evaluation) for i in range(len(one))]
+        assert sorted(rows) == list(range(20))
+        for index in range(4):
+            seed = rows[16 + index]
+            assert splits.evaluation.targets[index] == seed % 2
+            expected = np.asarray(make_picture(seed)).transpose(2, 0, 1)
+            np.testing.assert_array_equal(splits.evaluation.read(index), expected)
+
+
+def test_folder_of_a_hub_checkout(tmp_path, write_parquet):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "data" / f"{split}-0.parquet", [0, 1])
+    assert open_at(tmp_path).evaluation_name == "test"
+
+
+def test_numbers_with_gaps_are_classes_of_their_own(tmp_path, write_parquet):
+    write_parquet(tmp_path / "train-0.parquet", [30, 7, 7])
+    write_parquet(tmp_path / "test-0.parquet", [30])
+    splits = open_at(tmp_path)
+    assert splits.class_names == ("7", "30")
+    assert splits.train.targets.tolist() == [1, 0, 0]
+
+
+def test_class_names_of_hugging_face(tmp_path, write_parquet):
+    names = {"info": {"features": {"label": {"names": ["zebra", "ape", "unseen"], "_type": "ClassLabel"}}}}
+    for split in ("train", "test"):
+        path = write_parquet(tmp_path / f"{split}-0.parquet", [1, 0])
+        pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps(names)}), path)
+    splits = open_at(tmp_path)
+    assert splits.class_names == ("zebra", "ape", "unseen")
+    assert splits.train.targets.tolist() == [1, 0]
+
+
+def test_other_columns(tmp_path, write_parquet):
+    path = write_parquet(tmp_path / "x.parquet", [0] * 8, grade=pa.array(["low", "high"] * 4))
+    assert open_at(path, label_column="grade").class_names == ("high", "low")
+
+
+def test_encoded_images_stay_behind_when_pickled(tmp_path, write_parquet):
+    path = write_parquet(tmp_path / "x.parquet", [0, 1] * 4)
+    train = open_parquet(path, image_column="image", label_column="label").train
+    size = len(pickle.dumps(train))
+    expected = train.read(3)
+    assert len(pickle.dumps(train)) == size
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(train)).read(3), expected)
+
+
+def test_a_row_without_bytes_is_corrupt(tmp_path, write_parquet):
+    path = write_parquet(tmp_path / "train.parquet", [0, 1], images=[None, b"text"])
+    write_parquet(tmp_path / "test.parquet", [0, 1])
+    train = open_at(tmp_path).train
+    for row, reason in enumerate(["no image bytes", "not an image"]):
+        with pytest.raises(CorruptImage, match=f"{path}, row {row}: .*{reason}"):
+            train.read(row)
+    assert train.image_size is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_column": "imag"}, r"(?s)column 'imag'.*image, label.*data.image_column \(did you mean 'image'"),
+        ({"label_column": "klass"}, r"(?s)column 'klass'.*image, label.*data.label_column \(known: image, label"),
+        ({"image_column": "label"}, r"(?s)'label'.*holds int64.*encoded images"),
+        ({"label_column": "image"}, r"(?s)'image'.*holds dict.*whole numbers or strings"),
+    ],
+)
+def test_wrong_columns(tmp_path, write_parquet, settings, message):
+    with pytest.raises(InputError, match=message):
+        open_at(write_parquet(tmp_path / "x.parquet", [0, 1]), **settings)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, None, 1], "1 rows without a label.*row 1"),
+        ([0, -1, 1], "-1"),
+        ([0.5, 1.5], "holds float"),
+        ([3, 3, 3], "only one class, '3'"),
+    ],
+)
+def test_wrong_labels(tmp_path, write_parquet, labels, message):
+    with pytest.raises(InputError, match=message):
+        open_at(write_parquet(tmp_path / "x.parquet", labels))
+
+
+def test_labels_that_training_does_not_know(tmp_path, write_parquet):
+    write_parquet(tmp_path / "train.parquet", ["a", "b"])
+    write_parquet(tmp_path / "test.parquet", ["a", "c"])
+    with pytest.raises(InputError, match="'c'"):
+        open_at(tmp_path)
+
+
+def test_files_that_cannot_be_read(tmp_path, write_parquet):
+    with pytest.raises(InputError, match="does not exist"):
+        open_at(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"holds no \.parquet file"):
+        open_at(tmp_path)
+    for name in ("a", "b"):
+        write_parquet(tmp_path / f"{name}.parquet", [0, 1])
+    with pytest.raises(InputError, match=r"a\.parquet, b\.parquet"):
+        open_at(tmp_path)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"a\.parquet"):
+        open_at(tmp_path / "a.parquet")

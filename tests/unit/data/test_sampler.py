@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossdistill.data.sampler import batches, num_micro_batches, num_steps, permutation
+from crossdistill.errors import InputError
+
+
+@st.composite
+def plans(draw):
+    world_size = draw(st.sampled_from([1, 2, 3]))
+    batch_size = draw(st.integers(1, 12)) * (2 * world_size if world_size > 1 else 1)
+    return {
+        "num_samples": draw(st.integers(2 * world_size, 150)),
+        "batch_size": batch_size,
+        "world_size": world_size,
+        "device_batch_size": draw(st.one_of(st.none(), st.integers(2, 20))),
+        "drop_last": draw(st.booleans()),
+        "seed": draw(st.integers(0, 2**40)),
+        "epoch": draw(st.integers(0, 300)),
+    }
+
+
+@given(plans())
+def test_processes_and_micro_batches_share_out_each_batch_of_the_permutation(plan):
+    by_rank = [batches(rank=rank, **plan) for rank in range(plan["world_size"])]
+    order = permutation(plan["num_samples"], seed=plan["seed"], epoch=plan["epoch"])
+    used = order
+    if plan["drop_last"] and plan["num_samples"] > plan["batch_size"]:
+        used = order[: len(order) // plan["batch_size"] * plan["batch_size"]]
+    whole = [used[start : start + plan["batch_size"]] for start in range(0, len(used), plan["batch_size"])]
+    assert {len(steps) for steps in by_rank} == {len(whole)}
+    for step, expected in enumerate(whole):
+        together = np.concatenate([micro for steps in by_rank for micro in steps[step]])
+        np.testing.assert_array_equal(together, expected)
+
+
+@given(plans())
+def test_partners_stay_together_and_sizes_keep_their_limit(plan):
+    order = permutation(plan["num_samples"], seed=plan["seed"], epoch=plan["epoch"])
+    place = np.argsort(order)
+    for rank in range(plan["world_size"]):
+        for step in batches(rank=rank, **plan):
+            for micro in step:
+                assert 1 <= len(micro) <= (plan["device_batch_size"] or plan["batch_size"])
+                starts = place[micro] - place[micro][0]
+                np.testing.assert_array_equal(starts, np.arange(len(micro)))
+                # Inside its batch a micro-batch begins with the first of a pair; only the batch's end may be odd.
+                assert place[micro][0] % plan["batch_size"] % 2 == 0
+                ends_batch = (place[micro][-1] + 1) % plan["batch_size"] == 0 or place[micro][-1] + 1 == len(order)
+                assert len(micro) % 2 == 0 or ends_batch
+
+
+def test_full_steps_have_equal_shares_for_every_process():
+    for rank in range(4):
+        for step in batches(1000, seed=0, epoch=0, batch_size=64, rank=rank, world_size=4, device_batch_size=6):
+            assert [len(micro) for micro in step] == [4, 6, 6]
+
+
+def test_a_small_set_is_one_batch():
+    (only,) = batches(7, seed=0, epoch=0, batch_size=64)
+    assert sorted(np.concatenate(only)) == list(range(7))
+    assert num_steps(7, 64) == 1
+
+
+@pytest.mark.parametrize(("num_samples", "drop_last", "expected"), [(128, True, 2), (190, True, 2), (190, False, 3)])
+def test_num_steps(num_samples, drop_last, expected):
+    assert num_steps(num_samples, 64, drop_last=drop_last) == expected
+    assert len(batches(num_samples, seed=0, epoch=0, batch_size=64, drop_last=drop_last)) == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "limit", "expected"), [(64, None, 1), (64, 64, 1), (64, 63, 2), (64, 5, 16), (0, 4, 0)]
+)
+def test_num_micro_batches(share, limit, expected):
+    assert num_micro_batches(share, limit) == expected
+
+
+def test_epochs_differ_and_repeat():
+    first, again, second = (permutation(100, seed=3, epoch=epoch).tolist() for epoch in (0, 0, 1))
+    assert first == again != second
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"world_size": 3}, "batch_size=66"),
+        ({"world_size": 2, "batch_size": 6}, "batch_size=8"),
+        ({"world_size": 32, "num_samples": 50}, "50 training images for 32 process"),
+        ({"num_samples": 0}, "0 training images"),
+        ({"device_batch_size": 1}, "at least 2"),
+    ],
+)
+def test_sizes_that_cannot_be_shared_out_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        batches(**{"num_samples": 100, "batch_size": 64, "seed": 0, "epoch": 0} | changes)
