@@ -1,0 +1,86 @@
+"""What makes several processes and several micro-batches equal to one large batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.distributed import nn as collectives
+
+from crossdistill.contracts import UNLABELLED, Batch, Outputs
+from crossdistill.errors import InputError
+
+
+def loss_weights(batches: Sequence[Batch], accelerator: Accelerator, *, gathered: bool = False) -> Tensor:
+    """How much the mean over one micro-batch counts in the mean over all of them on all processes.
+
+    Args:
+        batches: this process's M micro-batches of a step.
+        accelerator: the device, and the other processes.
+        gathered: the loss is taken over each micro-batch together with those of the other processes.
+
+    Returns:
+        ``(M, 2)`` on the device: share of the samples, share of the labelled ones; times the number of processes,
+        because gradients are averaged over these.
+
+    Raises:
+        InputError: nothing to train on, or numbers of micro-batches that cannot be matched.
+    """
+    if not batches:
+        raise InputError(
+            "a step none of whose images can be read", "at least one image a step", "mend or remove the unreadable ones"
+        )
+    counts = torch.stack([_counts(batch.target) for batch in batches]).to(accelerator.device, non_blocking=True)
+    totals: Tensor = accelerator.reduce(counts.sum(dim=0), "sum").clamp(min=1)
+    weights: Tensor = counts * accelerator.num_processes / totals
+    if gathered:
+        _check_equally_many(len(batches), accelerator)
+        weights[:, 0] = accelerator.reduce(counts[:, 0].clone(), "sum") / totals[0]
+    return weights
+
+
+def _counts(target: Tensor) -> Tensor:
+    labelled: Tensor = torch.ones(len(target), device=target.device) if target.ndim == 2 else target != UNLABELLED
+    num_labelled = labelled.sum(dtype=torch.float32)
+    return torch.stack([torch.full_like(num_labelled, len(target)), num_labelled])
+
+
+def _check_equally_many(count: int, accelerator: Accelerator) -> None:
+    counts = accelerator.gather(torch.tensor([count], device=accelerator.device)).tolist()
+    if len(set(counts)) > 1:
+        raise InputError(
+            f"a step with {counts} micro-batches on the processes, for a loss that relates samples of all of them",
+            "equally many on each",
+            "raise train.device_batch_size or give more training images",
+        )
+
+
+def gather_samples(student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Outputs, Outputs, Batch]:
+    """Outputs and targets of all processes in order of rank, with gradient to the process that computed them.
+
+    For losses that relate samples. Processes may bring different numbers of samples. The result holds no images.
+    """
+    sizes = [torch.zeros_like(batch.sample_id[:1]) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(sizes, torch.full_like(batch.sample_id[:1], len(batch)))
+    counts = [int(size) for size in sizes]
+    target, sample_id = _gather(batch.target, counts), _gather(batch.sample_id, counts)
+    everyone = replace(batch, images={}, target=target, sample_id=sample_id)
+    return _gathered(student, counts), _gathered(teacher, counts), everyone
+
+
+def _gathered(outputs: Outputs, counts: list[int]) -> Outputs:
+    return Outputs(
+        logits=None if outputs.logits is None else _gather(outputs.logits, counts),
+        embedding=None if outputs.embedding is None else _gather(outputs.embedding, counts),
+        stages=None if outputs.stages is None else tuple(_gather(stage, counts) for stage in outputs.stages),
+    )
+
+
+def _gather(tensor: Tensor, counts: list[int]) -> Tensor:
+    missing = max(counts) - len(tensor)
+    padded = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
+    parts: tuple[Tensor, ...] = collectives.functional.all_gather(padded)  # type: ignore[no-untyped-call]
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -1,0 +1,90 @@
+"""Several teachers that speak with one voice: the weighted mean of their probabilities."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from crossdistill.contracts import Batch, ModelSpec, Outputs, Signal
+from crossdistill.errors import InputError
+from crossdistill.teachers.frozen import FrozenTeacher
+
+
+class EnsembleTeacher(nn.Module):
+    """The mean of probabilities at temperature 1, given as log-probabilities ``(B, K)`` in ``Outputs.logits``.
+
+    Args:
+        teachers: at least one, all with the same classes in the same order.
+        weights: one positive weight a teacher; only their ratios matter. Default: all equal.
+
+    Raises:
+        InputError: class counts or class names that differ, or weights that do not fit.
+    """
+
+    holds: frozenset[Signal] = frozenset({"logits"})
+
+    def __init__(self, teachers: Sequence[FrozenTeacher], weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        weights = [1.0] * len(teachers) if weights is None else list(weights)
+        _check(teachers, weights)
+        self.teachers: Sequence[FrozenTeacher] = nn.ModuleList(teachers)  # type: ignore[assignment]
+        self.weights = tuple(weight / sum(weights) for weight in weights)
+        self.spec: ModelSpec = replace(
+            teachers[0].spec,
+            name=" + ".join(teacher.spec.name for teacher in teachers),
+            num_parameters=sum(teacher.spec.num_parameters for teacher in teachers),
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode, whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def signals(self, batch: Batch) -> Outputs:
+        """Log of the weighted mean of probabilities."""
+        terms = [
+            log_probabilities(teacher.signals(batch).require("logits")) + math.log(weight)
+            for teacher, weight in zip(self.teachers, self.weights, strict=True)
+        ]
+        return Outputs(logits=torch.logsumexp(torch.stack(terms), dim=0))
+
+    def fingerprint(self) -> str:
+        """The hash that names these teachers and their weights in the mean."""
+        parts = (f"{t.fingerprint()} {w!r}" for t, w in zip(self.teachers, self.weights, strict=True))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Log-softmax over classes in float32 or wider, so that it also holds inside autocast."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+
+
+def _check(teachers: Sequence[FrozenTeacher], weights: Sequence[float]) -> None:
+    if not teachers or len(teachers) != len(weights) or not all(0 < w < math.inf for w in weights):
+        raise InputError(
+            f"an ensemble of {len(teachers)} teachers with weights {list(weights)}",
+            "at least one teacher, and one positive weight for each",
+            "give as many weights as teachers",
+        )
+    first = teachers[0].spec
+    for spec in (teacher.spec for teacher in teachers[1:]):
+        if spec.num_classes != first.num_classes:
+            raise InputError(
+                f"an ensemble of {first.name} with {first.num_classes} classes and {spec.name} with {spec.num_classes}",
+                "teachers with the same classes",
+                "fine-tune both on the same data with `crossdistill train`",
+            )
+        if first.class_names and spec.class_names and spec.class_names != first.class_names:
+            at = next(i for i, (a, b) in enumerate(zip(first.class_names, spec.class_names, strict=True)) if a != b)
+            raise InputError(
+                f"an ensemble whose class {at} is {first.class_names[at]!r} for {first.name} and "
+                f"{spec.class_names[at]!r} for {spec.name}",
+                "the same classes in the same order",
+                "rebuild one of them with the other's class names",
+            )

@@ -1,0 +1,87 @@
+"""What a watcher sees, and the clock behind it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from crossdistill.engine import fit
+from crossdistill.engine.progress import Bar, Lines, Quiet, Stopwatch, reporter
+from samples.training import Alone, SmallNet, TensorLoader, settings
+
+
+def train(watcher, **changes):
+    loader = TensorLoader()
+    keywords = {"settings": settings(epochs=2, log_every=2, **changes), "device": "cpu", "reporter": watcher}
+    return fit(SmallNet(), Alone(), None, loader, loader.evaluation(), **keywords)
+
+
+def test_lines_say_where_the_run_is_once_an_epoch():
+    stream = io.StringIO()
+    result = train(Lines(stream))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("epoch 1/2 | step 4/8 | loss ")
+    assert "(cross_entropy " in lines[0]
+    assert "images/s" in lines[0]
+    assert "waiting for data" in lines[0]
+    assert lines[2].endswith("| 0 s left")
+    assert lines[3] == f"epoch 2 | top-1 {result.metrics['top1']:.1%}, loss {result.metrics['loss']:.3g}"
+
+
+def test_the_bar_shows_losses_speed_and_accuracy():
+    stream = io.StringIO()
+    watcher = Bar(Console(file=stream, force_terminal=True, width=220))
+    watcher.message("teacher [x]: 90 %")
+    train(watcher)
+    shown = stream.getvalue()
+    for words in ("teacher [x]: 90 %", "8/8", "cross_entropy", "images/s", "waiting for data", "top-1"):
+        assert words in shown, words
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("quiet", Quiet), ("lines", Lines), ("bar", Bar), ("auto", Lines)])
+def test_reporters_by_name(mode, kind, monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert type(reporter(mode)) is kind
+
+
+def test_quiet_prints_nothing(capfd):
+    train(Quiet())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def tick(monkeypatch):
+    """A clock that moves only when told to."""
+    now = [1000.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def move(seconds):
+        now[0] += seconds
+
+    return move
+
+
+def test_the_stopwatch_tells_waiting_from_working(tick):
+    def slow():
+        for item in range(4):
+            tick(0.75)
+            yield item
+
+    clock = Stopwatch()
+    for _ in clock.steps(slow()):
+        tick(0.25)
+        clock.images += 10
+    assert clock.seconds == 4.0
+    assert clock.rates() == {"images_per_second": 10.0, "data_wait_share": 0.75}
+
+
+def test_laps_count_from_the_last_one_and_a_resumed_clock_goes_on(tick):
+    clock = Stopwatch(seconds=100.0, waited=50.0, images=1000)
+    laps = []
+    for seconds in clock.steps(iter([0.5, 2.0])):
+        tick(seconds)
+        clock.images += 5
+        laps.append(clock.lap())
+    assert laps == [{"images_per_second": rate, "data_wait_share": 0.0} for rate in (10.0, 2.5)]
+    assert (clock.seconds, clock.waited, clock.images) == (102.5, 50.0, 1010)

@@ -1,0 +1,145 @@
+"""Teachers answer alike, never change, and are checked before anything is trained on them."""
+
+import copy
+
+import pytest
+import torch
+
+from crossdistill.contracts import Batch, Outputs, Teacher
+from crossdistill.errors import InputError
+from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_above_chance, check_signals, fingerprint
+from samples.training import Alone, Match, SmallNet, TensorLoader, spec_of
+
+
+@pytest.fixture
+def batch():
+    return TensorLoader().evaluation()[0]
+
+
+class Fixed(torch.nn.Module):
+    """The same logits whatever it sees."""
+
+    def __init__(self, logits, spec=None):
+        super().__init__()
+        self.logits = torch.as_tensor(logits)
+        self.spec = spec or spec_of("fixed", self.logits.shape[1])
+
+    def forward(self, images):
+        return Outputs(logits=self.logits)
+
+
+def test_a_frozen_teacher_never_leaves_eval_mode(batch):
+    teacher = FrozenTeacher(SmallNet(dropout=0.5, batch_norm=True).train())
+    before = copy.deepcopy(teacher.state_dict())
+    torch.nn.ModuleList([teacher]).train()
+    one, other = teacher.train().signals(batch), teacher.signals(batch)
+    assert torch.equal(one.logits, other.logits)
+    teacher.model.train()  # by somebody who holds the network itself
+    assert torch.equal(teacher.signals(batch).logits, one.logits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not any(module.training for module in teacher.modules())
+
+
+def test_a_frozen_teacher_gives_no_gradient(batch):
+    teacher = FrozenTeacher(SmallNet())
+    outputs = teacher.signals(batch)
+    assert not outputs.logits.requires_grad
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_frozen_teacher_sees_its_own_view():
+    images = {f"teacher{i}": torch.full((2, 1, 6, 6), float(i)) for i in range(2)}
+    batch = Batch(images, torch.zeros(2).long(), torch.arange(2))
+    net = SmallNet()
+    assert torch.equal(FrozenTeacher(net, view="teacher1").signals(batch).logits, net(images["teacher1"]).logits)
+
+
+@pytest.mark.parametrize("teacher", [FrozenTeacher(SmallNet()), EnsembleTeacher([FrozenTeacher(SmallNet())])])
+def test_all_keep_the_contract(teacher):
+    assert isinstance(teacher, Teacher)
+
+
+def test_the_ensemble_is_the_weighted_mean_of_probabilities(batch):
+    nets = [SmallNet(seed=seed) for seed in range(3)]
+    teacher = EnsembleTeacher([FrozenTeacher(net) for net in nets], [1.0, 2.0, 5.0])
+    outputs = teacher.signals(batch)
+    each = [net(batch.images["teacher0"]).logits.double().softmax(1) for net in nets]
+    mean = (1 * each[0] + 2 * each[1] + 5 * each[2]) / 8
+    torch.testing.assert_close(outputs.logits.exp(), mean.float())
+    torch.testing.assert_close(outputs.logits.exp().sum(1), torch.ones(20))
+    assert outputs.embedding is None
+    assert outputs.stages is None
+    assert teacher.holds == {"logits"}
+    assert teacher.spec.num_parameters == 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ensemble_is_finite_at_extreme_logits(batch, dtype):
+    """One member is sure of class 0, the other of class 1; the third class is impossible for both."""
+    members = [Fixed(torch.tensor([row], dtype=dtype)) for row in ([300.0, -300.0, -1e4], [-300.0, 300.0, -1e4])]
+    logits = EnsembleTeacher([FrozenTeacher(member) for member in members], [3, 1]).signals(batch).logits
+    assert logits.isfinite().all()
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.exp(), torch.tensor([[0.75, 0.25, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("specs", "weights", "words"),
+    [
+        ((spec_of("a", 3), spec_of("b", 4)), None, "a with 3 classes and b with 4"),
+        ((spec_of("a", 2, ("cat", "dog")), spec_of("b", 2, ("dog", "cat"))), None, "class 0 is 'cat' for a and 'dog'"),
+        ((spec_of("a"), spec_of("b")), [1.0], "2 teachers with weights"),
+        ((spec_of("a"), spec_of("b")), [1.0, 0.0], "2 teachers with weights"),
+        ((), None, "0 teachers"),
+    ],
+)
+def test_teachers_that_do_not_fit_together_are_refused(specs, weights, words):
+    teachers = [FrozenTeacher(Fixed(torch.zeros(1, spec.num_classes), spec)) for spec in specs]
+    with pytest.raises(InputError, match=words):
+        EnsembleTeacher(teachers, weights)
+
+
+def test_the_fingerprint_names_the_weights_and_nothing_else():
+    net = SmallNet(seed=1, batch_norm=True)
+    name = FrozenTeacher(net).fingerprint()
+    assert len(name) == 64
+    assert FrozenTeacher(copy.deepcopy(net), view="teacher7").fingerprint() == name
+    half = copy.deepcopy(net).to(torch.bfloat16)
+    moved = copy.deepcopy(net)
+    with torch.no_grad():
+        moved.head.bias[0] += 1e-6
+    assert len({name, fingerprint(half), fingerprint(moved), fingerprint(SmallNet(seed=2, batch_norm=True))}) == 4
+    one, other = FrozenTeacher(net), FrozenTeacher(moved)
+    ensembles = [EnsembleTeacher([one, other]), EnsembleTeacher([other, one]), EnsembleTeacher([one, other], [1, 2])]
+    assert len({ensemble.fingerprint() for ensemble in ensembles}) == 3
+    assert EnsembleTeacher([one, other], [2, 4]).fingerprint() == ensembles[2].fingerprint()
+
+
+def test_a_method_that_needs_more_than_the_teacher_holds_is_refused_at_build_time():
+    frozen = FrozenTeacher(SmallNet())
+    check_signals(Match, frozen)
+    check_signals(Alone, EnsembleTeacher([frozen]))
+    with pytest.raises(InputError, match=r"method Match, which needs embedding, logits, and teacher small \+ small"):
+        check_signals(Match, EnsembleTeacher([frozen, frozen]))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "num_samples", "num_classes", "sound"),
+    [
+        # Chance 0.1 with n = 900: one standard error is exactly 0.01, so the line is at 0.13.
+        (0.1299, 900, 10, False),
+        (0.1301, 900, 10, True),
+        (0.0, 900, 10, False),
+        (0.13, 9_000_000, 10, True),
+        (0.55, 100, 2, False),
+        (0.66, 100, 2, True),
+        (1.0, 10, 1, True),
+    ],
+)
+def test_a_teacher_at_chance_is_refused(accuracy, num_samples, num_classes, sound):
+    if sound:
+        assert check_above_chance(accuracy, num_samples, num_classes, allow=False) is None
+        return
+    with pytest.raises(InputError, match="allow_untrained_teacher=true; --dry-run only warns"):
+        check_above_chance(accuracy, num_samples, num_classes, allow=False)
+    assert "nothing to teach" in check_above_chance(accuracy, num_samples, num_classes, allow=True)
