@@ -127,6 +127,10 @@ class Teacher(Protocol):
         """The teacher's outputs for this batch, without gradient, in eval mode."""
         ...
 
+    def fingerprint(self) -> str:
+        """A hash that names the weights behind the answers; checkpoints hold it instead of the teacher."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Modules:

@@ -26,7 +26,7 @@ def identity(
     return {
         "student": getattr(spec, "name", type(learner.student).__name__),
         "method": type(learner.method).__name__,
-        "teacher": None if teacher is None else getattr(teacher, "fingerprint", lambda: teacher.spec.name)(),
+        "teacher": None if teacher is None else teacher.fingerprint(),
         "train": settings.model_dump(mode="json"),
         "seed": seed,
         "steps_per_epoch": steps_per_epoch,
