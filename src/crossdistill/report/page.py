@@ -1,0 +1,81 @@
+"""One self-contained HTML page for a run folder: nothing is loaded from anywhere, nothing is executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import crossdistill.report.panels  # noqa: F401  (registers the panels)
+from crossdistill.files import write_text, writing
+from crossdistill.report.panel import panels_of
+from crossdistill.report.results import Results
+from crossdistill.report.run import Run, read_run
+from crossdistill.report.table import grouped
+
+REPORT = "report.html"
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` into a run folder, from its ``results.json``, ``metrics.jsonl`` and ``config.yaml``.
+
+    The same folder always gives the same bytes.
+
+    Raises:
+        InputError: not the folder of a finished run, or not writable.
+    """
+    page = render(read_run(run))
+    with writing(run):
+        write_text(run / REPORT, page)
+    return run / REPORT
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("crossdistill.report", package_path=""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    results = run.results
+    return environment.get_template("page.html.j2").render(
+        title=title(results), kind=results.kind, facts=facts(results), panels=panels_of(run)
+    )
+
+
+def title(results: Results) -> str:
+    """What was trained, by whom it was taught, on what."""
+    students = dict.fromkeys(row.name for row in results.rows if row.role != "teacher")
+    teachers = dict.fromkeys(row.name for row in results.rows if row.role == "teacher")
+    names = ", ".join(students or teachers) or results.kind
+    taught = f" taught by {', '.join(teachers)}" if results.distilled and teachers else ""
+    return f"{names}{taught}"
+
+
+def facts(results: Results) -> dict[str, str]:
+    """The strip below the title."""
+    data = results.data
+    seeds = {run.seed for row in results.rows for run in row.runs if row.role != "teacher"}
+    labelled = "all labelled" if data.num_labelled == data.num_train else f"{grouped(data.num_labelled)} labelled"
+    return {
+        "data": f"{data.source}, {grouped(data.num_classes)} classes",
+        "training images": f"{grouped(data.num_train)}, {labelled}",
+        "evaluated on": f"{grouped(data.num_evaluation)} images ({data.evaluation_split})",
+        **({"seeds": ", ".join(map(str, sorted(seeds)))} if seeds else {}),
+        **({"time": duration(results.seconds)} if results.seconds else {}),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Such as ``2 min 05 s``.
+
+    >>> duration(42.3), duration(125), duration(7300)
+    ('42 s', '2 min 05 s', '2 h 01 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

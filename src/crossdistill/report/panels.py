@@ -1,0 +1,229 @@
+"""The panels that every report has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from markupsafe import Markup
+
+from crossdistill.analysis.compare import difference, points, summarise, verdict
+from crossdistill.report.figures import Dots, Series, css_colour, dot_plot, is_dashed, line_chart
+from crossdistill.report.history import Curve
+from crossdistill.report.panel import Panel, panel
+from crossdistill.report.results import Row
+from crossdistill.report.run import Run
+from crossdistill.report.table import html_table
+
+_MAX_LOSS_CHARTS = 12
+_TEACHER_COLOUR = -1
+
+
+@panel(position=10)
+def headline(run: Run) -> Panel | None:
+    """Did distillation help, as measured; for a plain training run, what it reached."""
+    results, baseline = run.results, run.results.baseline
+    if not results.rows:
+        return None
+    if not results.distilled:
+        row = results.rows[0]
+        return Panel("Result", _paragraph(results.headline or reached(row), "lead"), "headline")
+    if baseline is None:
+        text = "The student was not trained alone here, so whether distillation helped is not known."
+        return Panel("Did distillation help?", _paragraph(results.headline or text, "lead"), "headline")
+    cards = Markup("\n").join(_card(baseline, row) for row in results.distilled)
+    sentences = " ".join(_verdict(baseline, row) for row in results.distilled)
+    extra = _paragraph(results.headline, "lead") if results.headline not in (None, sentences) else Markup("")
+    note = "Each method is judged by its own 95 % interval; with several methods, one may pass by chance."
+    caution = _paragraph(note, "note") if len(results.distilled) > 1 else Markup("")
+    return Panel(
+        "Did distillation help?", extra + Markup('<div class="cards">{}</div>').format(cards) + caution, "headline"
+    )
+
+
+def reached(row: Row) -> str:
+    """One sentence on a single model."""
+    spread = f", standard deviation {100 * row.top1_sd:.1f}" if row.top1_sd is not None else ""
+    seeds = f"mean of {len(row.runs)} seeds{spread}" if len(row.runs) > 1 else "one seed: no spread is known"
+    return f"{row.name} reached {100 * row.top1_mean:.1f} % top-1 accuracy ({seeds})."
+
+
+def _verdict(baseline: Row, row: Row) -> str:
+    return verdict(baseline.by_seed, row.by_seed, subject=f"Distillation ({row.method})")
+
+
+def _card(baseline: Row, row: Row) -> Markup:
+    measured = difference(baseline.by_seed, row.by_seed)
+    outcome = measured.outcome if measured is not None else "unclear"
+    figure = points(measured.mean) if measured is not None else "–"
+    return Markup('<div class="card {}"><p class="figure">{}<span> points</span></p><p>{}</p></div>').format(
+        outcome, figure, _verdict(baseline, row)
+    )
+
+
+@panel(position=20)
+def warnings(run: Run) -> Panel | None:
+    """What a reader must know before using the numbers."""
+    if not run.results.warnings:
+        return None
+    items = Markup("").join(Markup("<li>{}</li>").format(text) for text in run.results.warnings)
+    return Panel("Read this first", Markup("<ul>{}</ul>").format(items), "warnings")
+
+
+@panel(position=30)
+def comparison(run: Run) -> Panel | None:
+    """The table of all networks."""
+    if not run.results.rows:
+        return None
+    wrapper = Markup('<div class="wide" tabindex="0" role="region" aria-label="Comparison table">{}</div>')
+    return Panel("Comparison", wrapper.format(html_table(run.results)))
+
+
+@panel(position=40)
+def accuracy(run: Run) -> Panel | None:
+    """Every seed's accuracy as a dot, and the accuracy while training as curves."""
+    series = _series(run, None, evaluated=True)
+    figures = _dots(run) + (_accuracy_curves(run, series) if series else Markup(""))
+    if not figures:
+        return None
+    return Panel("Accuracy", _legend(series) + Markup('<div class="pair">{}</div>').format(figures))
+
+
+def _dots(run: Run) -> Markup:
+    colours = row_colours(run.results.rows)
+    dots = [
+        Dots(row.label, colour, tuple(one.top1 for one in row.runs), row.top1_mean)
+        for row, colour in zip(run.results.rows, colours, strict=True)
+        if row.runs
+    ]
+    if sum(len(row.values) for row in dots) < 2:
+        return Markup("")
+    label = "Top-1 accuracy of every seed. " + "; ".join(
+        f"{row.name}: {', '.join(f'{100 * value:.1f} %' for value in row.values)}" for row in dots
+    )
+    return _figure("At the end, one dot per seed, bar at the mean", dot_plot(dots, identifier="dots", label=label))
+
+
+def _accuracy_curves(run: Run, series: list[Series]) -> Markup:
+    label = _describe("Top-1 accuracy", series, percent=True, axis=run.axis)
+    svg = line_chart(series, axis=run.axis, percent=True, size=(5.2, 3.1), identifier="accuracy", label=label)
+    return _figure("While training", svg)
+
+
+@panel(position=50)
+def losses(run: Run) -> Panel | None:
+    """Training losses: the total, then each term on its own scale, since their sizes differ."""
+    terms = dict.fromkeys(term for _, histories in run.rows for history in histories for term in history.terms)
+    charts = [(name, _series(run, term)) for name, term in [("total", None), *((term, term) for term in terms)]]
+    charts = [(name, series) for name, series in charts if series]
+    if not charts:
+        return None
+    drawn = Markup("\n").join(_loss_chart(run, index, *chart) for index, chart in enumerate(charts[:_MAX_LOSS_CHARTS]))
+    left = len(charts) - _MAX_LOSS_CHARTS
+    rest = _paragraph(f"{left} more terms are in metrics.jsonl.", "note") if left > 0 else Markup("")
+    legend = _legend(charts[0][1])
+    return Panel("Losses while training", legend + Markup('<div class="charts">{}</div>').format(drawn) + rest)
+
+
+def _loss_chart(run: Run, index: int, name: str, series: list[Series]) -> Markup:
+    label = _describe(f"Training loss, {name}", series, percent=False, axis=run.axis)
+    svg = line_chart(series, axis=run.axis, percent=False, size=(3.6, 2.3), identifier=f"loss{index}", label=label)
+    return _figure(name, svg)
+
+
+@panel(position=60)
+def speed(run: Run) -> Panel | None:
+    """Training speed and the share of time spent waiting for data."""
+    facts = {
+        row.label: f"{rate:.0f} images/s, {100 * (waiting or 0):.0f} % waiting for data"
+        for row, histories in run.rows
+        if (rate := _median(history.median("images_per_second") for history in histories)) is not None
+        for waiting in [_median(history.median("data_wait_share") for history in histories)]
+    }
+    return Panel("Training speed", _definitions(facts)) if facts else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = sorted(value for value in values if value is not None)
+    return known[len(known) // 2] if known else None
+
+
+@panel(position=80)
+def settings(run: Run) -> Panel | None:
+    """The resolved settings, and the command that gave them."""
+    command = Markup("<h3>Command</h3><pre><code>{}</code></pre>").format(run.results.command)
+    tree = Markup('<h3>Resolved settings</h3><pre class="tall" tabindex="0"><code>{}</code></pre>').format(run.settings)
+    html = (command if run.results.command else Markup("")) + (tree if run.settings else Markup(""))
+    return Panel("Settings", html) if html else None
+
+
+@panel(position=90)
+def environment(run: Run) -> Panel | None:
+    """Versions and hardware."""
+    facts = dict(run.results.environment)
+    if facts.get("commit"):
+        facts["commit"] = f"{facts['commit'][:12]}{' with uncommitted changes' if facts.pop('dirty', False) else ''}"
+    facts.pop("dirty", None)
+    shown = {
+        key.removeprefix("num_").replace("_", " "): _plain(value)
+        for key, value in facts.items()
+        if value not in (None, [], "")
+    }
+    return Panel("Environment", _definitions(shown)) if shown else None
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def row_colours(rows: Iterable[Row]) -> list[int]:
+    """Colour of each row: students by position, the teacher apart from them all."""
+    colours, taken = [], 0
+    for row in rows:
+        colours.append(_TEACHER_COLOUR if row.role == "teacher" else taken)
+        taken += row.role != "teacher"
+    return colours
+
+
+def _series(run: Run, term: str | None, *, evaluated: bool = False) -> list[Series]:
+    series = []
+    for (row, histories), colour in zip(run.rows, row_colours(run.results.rows), strict=True):
+        every = [history.accuracy(run.axis) if evaluated else history.loss(run.axis, term) for history in histories]
+        drawn: tuple[Curve, ...] = tuple(curve for curve in every if len(curve) > 1)
+        if drawn:
+            series.append(Series(row.label, colour, drawn))
+    return series
+
+
+def _describe(subject: str, series: list[Series], *, percent: bool, axis: str) -> str:
+    """A chart in words, for those who do not see it."""
+    parts = []
+    for one in series:
+        first, last = (summarise([curve[end][1] for curve in one.curves]).mean for end in (0, -1))
+        ends = f"{100 * first:.1f} % to {100 * last:.1f} %" if percent else f"{first:.3g} to {last:.3g}"
+        parts.append(f"{one.name} from {ends}")
+    return f"{subject} by {axis}: {'; '.join(parts)}."
+
+
+def _legend(series: list[Series]) -> Markup:
+    items = Markup("").join(
+        Markup('<li><span class="swatch{}" style="border-color: {}"></span>{}</li>').format(
+            " dashed" if is_dashed(one.colour) else "", css_colour(one.colour), one.name
+        )
+        for one in series
+    )
+    several = any(len(one.curves) > 1 for one in series)
+    note = Markup('<li class="note">strong: mean over seeds; faint: single seeds</li>') if several else Markup("")
+    return Markup('<ul class="legend">{}{}</ul>').format(items, note)
+
+
+def _figure(caption: str, svg: Markup) -> Markup:
+    return Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(caption, svg)
+
+
+def _paragraph(text: str, kind: str) -> Markup:
+    return Markup('<p class="{}">{}</p>').format(kind, text)
+
+
+def _definitions(facts: dict[str, str]) -> Markup:
+    items = Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(*fact) for fact in facts.items())
+    return Markup('<dl class="facts">{}</dl>').format(items)

@@ -1,0 +1,99 @@
+"""Run by a test under a launcher of several processes: several fits, each rank's final weights written to a folder."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from crossdistill.engine import connect, evaluate, fit, process
+from crossdistill.errors import Interrupted
+from crossdistill.teachers import FrozenTeacher
+from samples.training import Match, Relate, SmallNet, TensorLoader, settings
+
+RUNS = {
+    "match": (Match, {}, {}),
+    "accumulated": (Match, {"micro_batch": 4, "unlabelled": 3}, {"ema_decay": 0.5, "clip_grad": 1.0}),
+    "relate": (Relate, {}, {}),
+    "relate-uneven": (Relate, {"batch_size": 15}, {}),
+}
+
+
+class Stops(Match):
+    """Signals its own process amid the fifth step of its life."""
+
+    calls = 0
+
+    def forward(self, student, teacher, batch):
+        self.calls += 1
+        if self.calls == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(student, teacher, batch)
+
+
+def train(name, *, rank=0, world_size=1, out=None):
+    """One run of ``RUNS``; its student, method and result."""
+    method_class, loader_changes, changes = RUNS[name]
+    loader = TensorLoader(rank=rank, world_size=world_size, **loader_changes)
+    # Weights of other ranks than the first are replaced by the first's before training.
+    student, method = SmallNet(seed=1 + rank), method_class()
+    teacher = FrozenTeacher(SmallNet(seed=2))
+    result = fit(
+        student,
+        method,
+        teacher,
+        loader,
+        loader.evaluation(),
+        settings=settings(**changes),
+        device="cpu",
+        out=out,
+    )
+    return student, method, result
+
+
+def stop_one_of_two(rank: int, folder: Path) -> None:
+    """Only rank 1 is told to stop; both must, at the same step, and go on from the same checkpoint."""
+    loader = TensorLoader(rank=rank, world_size=2)
+    for attempt in (1, 2):
+        student, method = SmallNet(seed=1), Stops() if rank == 1 and attempt == 1 else Match()
+        try:
+            fit(
+                student,
+                method,
+                FrozenTeacher(SmallNet(seed=2)),
+                loader,
+                loader.evaluation(),
+                settings=settings(),
+                device="cpu",
+                out=folder / "stopped",
+            )
+        except Interrupted as stopped:
+            (folder / f"stopped-{rank}.txt").write_text(str(stopped))
+        else:
+            assert attempt == 2
+    save_file(student.state_dict(), folder / f"stopped-{rank}.safetensors")
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    rank, world_size = process()
+    accelerator = connect("cpu")
+    assert (rank, world_size) == (accelerator.process_index, accelerator.num_processes) == (int(os.environ["RANK"]), 2)
+    for name in RUNS:
+        student, method, result = train(name, rank=rank, world_size=world_size, out=folder / name)
+        state = {f"student.{k}": v for k, v in student.state_dict().items()}
+        state |= {f"method.{k}": v for k, v in method.state_dict().items()}
+        state["top1"] = torch.tensor(result.metrics["top1"], dtype=torch.float64)
+        save_file(state, folder / f"{name}-{rank}.safetensors")
+    loader = TensorLoader(num_samples=21, rank=rank, world_size=world_size)
+    # One process has nothing at all to evaluate.
+    batches = loader.evaluation() if rank == 0 else []
+    counted = evaluate(SmallNet(seed=1), batches, accelerator=accelerator)
+    assert counted["num_samples"] == 11
+    stop_one_of_two(rank, folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

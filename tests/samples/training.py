@@ -1,0 +1,127 @@
+"""Small real training set-ups: models that return ``Outputs``, a loader over tensors, and two methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crossdistill.contracts import Batch, InputSpec, Method, ModelSpec, Outputs
+from crossdistill.settings import TrainSettings
+
+NUM_CLASSES = 4
+
+
+def spec_of(name: str, num_classes: int = NUM_CLASSES, class_names: tuple[str, ...] | None = None) -> ModelSpec:
+    inputs = InputSpec((6, 6), 1, (0.0,), (1.0,))
+    return ModelSpec(name, "mlp", num_classes, 8, (), inputs, 100, class_names)
+
+
+class SmallNet(nn.Module):
+    """Flattened 6 x 6 images to 8 features to logits, with dropout or batch statistics where asked for."""
+
+    def __init__(self, *, seed: int = 0, dropout: float = 0.0, batch_norm: bool = False, name: str = "small") -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.hidden, self.head = nn.Linear(36, 8), nn.Linear(8, NUM_CLASSES)
+        self.norm = nn.BatchNorm1d(8) if batch_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.spec = spec_of(name)
+
+    def forward(self, images: Tensor) -> Outputs:
+        embedding = self.dropout(self.norm(self.hidden(images.flatten(1))).relu())
+        return Outputs(logits=self.head(embedding), embedding=embedding)
+
+
+class Alone(Method):
+    """No losses of its own."""
+
+    needs = frozenset()
+
+    @classmethod
+    def build(cls, student_spec, teacher_spec, *, num_classes, modules=None):
+        return cls()
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+
+class Match(Alone):
+    """Soft cross-entropy to the teacher, and a trained projector between embeddings."""
+
+    needs = frozenset({"logits", "embedding"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            self.projector = nn.Linear(8, 8)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        soft = F.cross_entropy(student.require("logits"), teacher.require("logits").softmax(1))
+        return {"soft": soft, "hint": F.mse_loss(self.projector(student.embedding), teacher.embedding)}
+
+
+class Relate(Match):
+    """Similarities between all pairs of samples, as the teacher has them."""
+
+    relates_samples = True
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        assert len(batch) == len(student.logits) == len(teacher.embedding)
+        mine, theirs = self.projector(student.embedding), teacher.embedding
+        return {"relation": F.mse_loss(mine @ mine.T, theirs @ theirs.T)}
+
+
+class TensorLoader:
+    """Shuffled, unaugmented batches of a data set that a linear rule labels; every ``unlabelled``-th has no label."""
+
+    def __init__(
+        self,
+        *,
+        num_samples: int = 64,
+        batch_size: int = 16,
+        micro_batch: int | None = None,
+        unlabelled: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        generator = torch.Generator().manual_seed(11)
+        self.images = torch.randn(num_samples, 1, 6, 6, generator=generator)
+        rule = torch.randn(36, NUM_CLASSES, generator=generator)
+        self.target = (self.images.flatten(1) @ rule).argmax(1)
+        if unlabelled:
+            self.target[::unlabelled] = -1
+        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.rank, self.world_size = rank, world_size
+        self.corrupt: dict[str, str] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.images) // self.batch_size
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[list[Batch]]:
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(100 + epoch))
+        for step in range(start_step, self.steps_per_epoch):
+            ids = order[step * self.batch_size : (step + 1) * self.batch_size].tensor_split(self.world_size)[self.rank]
+            yield [self._batch(part, epoch) for part in ids.split(self.micro_batch or len(ids))]
+
+    def _batch(self, ids: Tensor, epoch: int) -> Batch:
+        images = self.images[ids]
+        return Batch({"student": images, "teacher0": images}, self.target[ids], ids, epoch)
+
+    def evaluation(self) -> list[Batch]:
+        """All images in order, in batches of 20, this process's share of them."""
+        ids = torch.arange(len(self.images)).tensor_split(self.world_size)[self.rank]
+        return [self._batch(part, 0) for part in ids.split(20)]
+
+
+def settings(**changes: object) -> TrainSettings:
+    """Short and quick to learn; keyword arguments replace any of it."""
+    short = {"epochs": 3, "batch_size": 16, "lr": 0.02, "warmup_epochs": 0, "log_every": 3, "optimizer": "adamw"}
+    if "steps" in changes:
+        del short["epochs"]
+    return TrainSettings.model_validate({**short, **changes})
