@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+# One thread for each test process, before torch starts any: two processes with two threads each wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

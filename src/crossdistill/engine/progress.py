@@ -113,12 +113,13 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """One line an epoch, for files and pipes."""
+    """One line an epoch, for files and pipes; epochs shorter than ``min_seconds`` are passed over, but for the last."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: TextIO | None = None, *, min_seconds: float = 2.0) -> None:
+        self._stream, self._min_seconds = stream or sys.stderr, min_seconds
         self._total = self._steps_per_epoch = self._first = 0
-        self._started = 0.0
+        self._started = self._printed = 0.0
+        self._shown_step = -1
 
     def begin(self, *, step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Note where the run starts, for the estimate of what is left."""
@@ -127,16 +128,18 @@ class Lines(Quiet):
 
     def train(self, line: dict[str, Any]) -> None:
         """Print at the end of each epoch, which is always logged."""
-        step = line["step"]
-        if step % self._steps_per_epoch and step != self._total:
+        step, now = line["step"], time.monotonic()
+        if step != self._total and (step % self._steps_per_epoch or now - self._printed < self._min_seconds):
             return
+        self._printed, self._shown_step = now, step
         left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
         epochs = f"{line['epoch']}/{-(-self._total // self._steps_per_epoch)}"
         self.message(f"epoch {epochs} | step {step}/{self._total} | {train_text(line)} | {left:.0f} s left")
 
     def evaluated(self, line: dict[str, Any]) -> None:
-        """Print at once."""
-        self.message(f"epoch {line['epoch']} | {evaluation_text(line)}")
+        """Print beneath the line of its epoch."""
+        if line["step"] == self._shown_step:
+            self.message(f"epoch {line['epoch']} | {evaluation_text(line)}")
 
     def message(self, text: str) -> None:
         """Print at once."""

@@ -55,7 +55,7 @@ def read_history(folder: Path) -> History:
     except OSError:
         return History()
     events = [event for line in lines if (event := _parse(line)) is not None]
-    return History(train=_by_step(events, {"train"}), evaluate=_by_step(events, {"eval", "evaluate"}))
+    return History(train=_by_step(events, "train"), evaluate=_by_step(events, "eval"))
 
 
 def _parse(line: str) -> dict[str, Any] | None:
@@ -67,14 +67,12 @@ def _parse(line: str) -> dict[str, Any] | None:
     return event if whole else None
 
 
-def _by_step(events: Iterable[dict[str, Any]], kinds: set[str]) -> tuple[dict[str, Any], ...]:
-    last = {event["step"]: event for event in events if event.get("kind", event.get("event")) in kinds}
+def _by_step(events: Iterable[dict[str, Any]], kind: str) -> tuple[dict[str, Any], ...]:
+    last = {event["step"]: event for event in events if event.get("kind") == kind}
     return tuple(last[step] for step in sorted(last))
 
 
 def _total(event: dict[str, Any]) -> float | None:
-    if "loss" in event:
-        return float(event["loss"])
     return sum(event["losses"].values()) if event.get("losses") else None
 
 

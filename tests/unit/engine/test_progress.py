@@ -18,7 +18,7 @@ def train(watcher, **changes):
 
 def test_lines_say_where_the_run_is_once_an_epoch():
     stream = io.StringIO()
-    result = train(Lines(stream))
+    result = train(Lines(stream, min_seconds=0))
     lines = stream.getvalue().splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("epoch 1/2 | step 4/8 | loss ")
@@ -27,6 +27,21 @@ def test_lines_say_where_the_run_is_once_an_epoch():
     assert "waiting for data" in lines[0]
     assert lines[2].endswith("| 0 s left")
     assert lines[3] == f"epoch 2 | top-1 {result.metrics['top1']:.1%}, loss {result.metrics['loss']:.3g}"
+
+
+def test_short_epochs_are_passed_over_but_not_the_last():
+    stream = io.StringIO()
+    train(Lines(stream, min_seconds=3600))
+    lines = stream.getvalue().splitlines()
+    assert [line[:9] for line in lines] == ["epoch 1/2", "epoch 1 |", "epoch 2/2", "epoch 2 |"]
+    stream = io.StringIO()
+    watcher = Lines(stream, min_seconds=3600)
+    watcher.begin(step=0, total_steps=30, steps_per_epoch=1)
+    for step in range(1, 31):
+        line = {"epoch": step, "step": step, "lr": 0.1, "losses": {}, "images_per_second": 1.0, "data_wait_share": 0}
+        watcher.train(line)
+        watcher.evaluated({"epoch": step, "step": step, "top1": 0.5, "loss": 1.0})
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/30", "1", "30/30", "30"]
 
 
 def test_the_bar_shows_losses_speed_and_accuracy():

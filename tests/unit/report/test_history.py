@@ -43,11 +43,6 @@ def test_a_line_cut_short_and_values_that_are_no_numbers_are_passed_over(tmp_pat
     assert history.loss("step") == ((20, 2.0),)
 
 
-def test_a_total_that_was_logged_is_taken_as_it_is(tmp_path):
-    event = {"event": "train", "epoch": 1, "step": 1, "loss": 5.0, "losses": {"kd": 1.0}}
-    assert log(tmp_path, event).loss("step") == ((1, 5.0),)
-
-
 def test_no_log_is_no_history(tmp_path):
     assert read_history(tmp_path) == History()
     assert History().steps_per_epoch is None

@@ -1,0 +1,36 @@
+"""``crossdistill distill``: one teacher or several into one student."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from crossdistill.cli.options import Training, training_command
+
+
+@training_command
+def command(
+    teacher: Annotated[
+        list[str], typer.Option("--teacher", help="A trained model: run folder, NAME@PATH …; repeat for an ensemble.")
+    ],
+    student: Annotated[str, typer.Option("--student", help="The model to train, by name.")],
+    training: Training,
+    method: Annotated[str, typer.Option("--method", help="`crossdistill methods` lists them.")] = "kd",
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also train the student alone, for an honest comparison.")
+    ] = False,
+) -> None:
+    """Distil a teacher into a student of any architecture.
+
+    Example: crossdistill distill --teacher runs/teacher --student timm/mobilenetv2_100 --method ofa
+    --data folder:photos --image-size 64 --baseline --out runs/student
+
+    The teacher's accuracy is measured first; a teacher that guesses is refused.
+    """
+    own = {
+        "student": {"name": student},
+        "teachers": [{"name": name} for name in teacher],
+        "method": {"name": method},
+    }
+    training.run(own, baseline=baseline)

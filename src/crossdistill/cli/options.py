@@ -1,0 +1,190 @@
+"""Options that several commands share, and how they become settings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from crossdistill.errors import InputError
+
+DATA_HELP = r"digits, folder:PATH (train/ val/ \[test/] or one flat tree) or parquet:PATH."
+
+Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; made here.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Any setting, such as train.weight_decay=0.1.", show_default=False),
+]
+Seeds = Annotated[str, typer.Option("--seeds", help="Comma-separated; several make one table with mean and sd.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, run two steps, write nothing.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the shared options of ``train`` and ``distill`` say."""
+
+    tree: dict[str, Any]
+    overrides: list[str]
+    seeds: tuple[int, ...]
+    out: Path
+    resume: bool
+    dry_run: bool
+    as_json: bool
+
+    def run(self, own: dict[str, Any], *, baseline: bool = False) -> None:
+        """Carry out a plan made of the shared options and a command's own, and show the results."""
+        from crossdistill import runs
+
+        tree = {key: {**self.tree.get(key, {}), **own.get(key, {})} for key in ("student", "data", "train", "method")}
+        tree = {key: value for key, value in {**self.tree, **own, **tree}.items() if value != {}}
+        plan = runs.make_plan(tree, self.overrides, seeds=self.seeds, baseline=baseline)
+        results = runs.execute(plan, self.out, resume=self.resume, dry_run=self.dry_run, quiet=self.as_json)
+        show(results, as_json=self.as_json, out=self.out)
+
+
+def _training(
+    data: Data,
+    out: Out,
+    overrides: Overrides = None,
+    seeds: Seeds = "0",
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over the training images.", show_default="100")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Optimiser steps, instead of epochs.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Images a step, over all devices.", show_default="128")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", show_default="0.001")] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Height and width in pixels.", show_default="the model's own")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init", help="Start from these weights: PATH or 'pretrained'; the head may differ.", show_default=False
+        ),
+    ] = None,
+    limit_train: Annotated[
+        int | None, typer.Option("--limit-train", help="Use so many training images, stratified.", show_default="all")
+    ] = None,
+    labels_per_class: Annotated[
+        int | None, typer.Option("--labels-per-class", help="Keep so many labels a class.", show_default="all")
+    ] = None,
+    val_share: Annotated[
+        float | None,
+        typer.Option("--val-share", help="Held out to pick the best epoch (train.select=best).", show_default="0.1"),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, bf16 or fp16.", show_default="fp32")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.", show_default="auto")] = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> Training:
+    tree = settings_tree(
+        student__image_size=image_size,
+        student__init=init,
+        data__source=data,
+        data__limit_train=limit_train,
+        data__labels_per_class=labels_per_class,
+        data__val_share=val_share,
+        train__epochs=epochs,
+        train__steps=steps,
+        train__batch_size=batch_size,
+        train__lr=lr,
+        train__precision=precision,
+        device=device,
+    )
+    return Training(tree, overrides or [], parse_seeds(seeds), out, resume, dry_run, as_json)
+
+
+def training_command(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options; they reach it as its parameter ``training``."""
+    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "training"]
+    shared = list(inspect.signature(_training, eval_str=True).parameters.values())
+
+    @functools.wraps(command)
+    def with_shared(**values: Any) -> None:
+        training = _training(**{one.name: values.pop(one.name) for one in shared})
+        command(**values, training=training)
+
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *shared)]
+    with_shared.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_shared.__annotations__ = {one.name: one.annotation for one in parameters}
+    return with_shared
+
+
+def settings_tree(**given: Any) -> dict[str, Any]:
+    """A tree from dotted keys with double underscores, leaving out what was not given.
+
+    >>> settings_tree(train__lr=0.1, train__epochs=None, seed=1)
+    {'train': {'lr': 0.1}, 'seed': 1}
+    """
+    tree: dict[str, Any] = {}
+    for key, value in given.items():
+        if value is None:
+            continue
+        *parents, leaf = key.split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from ``0,1,2``."""
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        seeds = ()
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {text!r}", "different whole numbers from 0, such as 0,1,2", "write them with commas")
+    return seeds
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on standard output; cells are plain text."""
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    Console().print(table)
+
+
+def show(results: dict[str, Any], *, as_json: bool, out: Path) -> None:
+    """Print results: JSON for machines, a table and the verdict for people."""
+    if as_json:
+        print_json(results)
+        return
+    console = Console()
+    if "rows" not in results:  # a dry run
+        console.print_json(data=results)
+        return
+    from crossdistill.report import rich_table
+
+    console.print(rich_table(results))
+    for text in [results["headline"], *(f"note: {warning}" for warning in results["warnings"])]:
+        if text:
+            console.print(text, markup=False, highlight=False)
+    console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

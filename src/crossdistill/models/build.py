@@ -1,0 +1,205 @@
+"""From a name to a staged model: ``timm/<name>``, ``<name>@pretrained``, ``<name>@PATH``, a folder, or a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import is_model, is_model_pretrained
+from torch import nn
+
+from crossdistill.errors import InputError, nearest
+from crossdistill.models import additions, weights
+from crossdistill.models.checkpoint import Checkpoint, locate
+from crossdistill.models.stage import stage
+from crossdistill.models.staged import StagedModel
+from crossdistill.models.views import Size
+
+__all__ = ["additions", "build", "list_models"]
+
+NOT_YET = ("torchvision/", "hf-hub:", "hf_hub:", "file:", "local-dir:")
+PRETRAINED = "pretrained"
+
+
+def build(
+    name: str | nn.Module,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
+    init: str | None = None,
+    **args: Any,
+) -> StagedModel:
+    """Build a network for so many classes and find out its stages.
+
+    Args:
+        name: ``timm/<name>`` or ``<name>`` (random weights), ``<name>@pretrained`` (timm's weights), ``<name>@PATH``
+            (weights that have the data's classes already), a path that holds a config.json or a run, or a module.
+        num_classes: classes of the data.
+        image_size: height and width in pixels; None takes the model's own.
+        class_names: the data's classes in order; saved classes are matched by name.
+        init: "pretrained" or a path: weights to start from, of which the classifier may differ.
+        **args: further arguments of the constructor.
+
+    Raises:
+        InputError: an unknown name, weights that do not fit, a size or argument that the model does not take.
+    """
+    if class_names is not None and len(class_names) != num_classes:
+        raise InputError(f"{len(class_names)} class names for {num_classes} classes", "one for each", "correct them")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    start = init if init in (None, PRETRAINED) else locate(init)
+    if isinstance(name, nn.Module):
+        return _from_module(name, num_classes, size, class_names, start, args)
+    architecture, source = parse(name)
+    folder = source if isinstance(source, Checkpoint) else None
+    options = {"num_classes": num_classes, **args}
+    net = _create(architecture, folder, options, size, pretrained=PRETRAINED in (source, start))
+    if folder is not None:
+        weights.load(net, folder, name=architecture, class_names=class_names)
+        class_names = class_names if class_names is not None else folder.class_names
+        size = size or _saved_size(folder)
+    if isinstance(start, Checkpoint):
+        weights.start_from(net, start, name=architecture, class_names=class_names)
+    return stage(net, architecture, num_classes, size, class_names)
+
+
+def list_models(pattern: str | None = None) -> list[str]:
+    """Names of all models, or of those that match a pattern (``resnet`` means ``*resnet*``)."""
+    if pattern is not None and not set("*?[") & set(pattern):
+        pattern = f"*{pattern}*"
+    return [str(name) for name in timm.list_models(pattern or "")]
+
+
+def parse(name: str) -> tuple[str, Checkpoint | str | None]:
+    """Split a name into timm's architecture and where its weights come from.
+
+    Raises:
+        InputError: a source that is not supported, an unknown architecture, or a checkpoint of another one.
+    """
+    for prefix in NOT_YET:
+        if name.startswith(prefix):
+            raise InputError(f"model {name!r}", "timm/<name>, <name>@PATH or a path", f"{prefix} is not supported yet")
+    bare = name.removeprefix("timm/")
+    architecture, at, source = bare.partition("@")
+    if is_model(architecture):
+        if not at:
+            return architecture, None
+        return architecture, source if source == PRETRAINED else _of(architecture, locate(source))
+    if Path(name).expanduser().exists():
+        return _from_path(name)
+    if not at and _looks_like_path(bare):
+        locate(bare)
+    raise InputError(
+        f"model {name!r}",
+        "a model of timm, <name>@PATH, or a path",
+        f"{nearest(architecture, timm.list_models())} `crossdistill models PATTERN` lists them",
+    )
+
+
+def _looks_like_path(text: str) -> bool:
+    return "/" in text or Path(text).suffix in (".safetensors", ".pt", ".pth")
+
+
+def _from_path(path: str) -> tuple[str, Checkpoint]:
+    checkpoint = locate(path)
+    if checkpoint.architecture is None:
+        raise InputError(
+            f"path {path!r} without a config.json that names the architecture",
+            "a folder in timm's layout or a run folder",
+            f"name the architecture: <name>@{path}",
+        )
+    if not is_model(checkpoint.architecture):
+        raise InputError(
+            f"{path!r}, whose config.json names the architecture {checkpoint.architecture!r}",
+            "a model of timm",
+            nearest(checkpoint.architecture, timm.list_models()),
+        )
+    return checkpoint.architecture, checkpoint
+
+
+def _of(architecture: str, checkpoint: Checkpoint) -> Checkpoint:
+    saved = checkpoint.architecture
+    if saved is not None and saved != architecture.partition(".")[0]:
+        raise InputError(
+            f"{checkpoint.given}, a checkpoint of {saved!r}",
+            f"a checkpoint of {architecture!r}",
+            f"use {saved}@{checkpoint.given}, or just the path",
+        )
+    return checkpoint
+
+
+def _create(
+    architecture: str, checkpoint: Checkpoint | None, options: dict[str, Any], size: Size | None, *, pretrained: bool
+) -> nn.Module:
+    if pretrained and not is_model_pretrained(architecture):
+        raise InputError(f"{architecture}@pretrained", "a model for which timm has weights", "leave out @pretrained")
+    folder = checkpoint.folder if checkpoint else None
+    source = f"local-dir:{folder}" if folder else architecture
+    try:
+        net: nn.Module
+        if size is not None:
+            try:
+                net = timm.create_model(source, pretrained=pretrained, **{"img_size": size, **options})
+                return net
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
+        net = timm.create_model(source, pretrained=pretrained, **options)
+        return net
+    except Exception as error:  # constructors and downloads fail in many ways, all to be told to the user
+        raise _creation_error(architecture, options, size, pretrained, error) from error
+
+
+def _creation_error(
+    architecture: str, options: dict[str, Any], size: Size | None, pretrained: bool, error: Exception
+) -> InputError:
+    text = f"{type(error).__name__}: {error}"
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    if isinstance(error, TypeError):
+        return InputError(
+            f"{architecture} with {given}: {text}", "arguments that its constructor takes", "correct or drop them"
+        )
+    if pretrained:
+        return InputError(
+            f"{architecture}@pretrained: {text}",
+            "weights from timm's hub or from its cache",
+            f"check the network, or give a local file: {architecture}@PATH",
+        )
+    shown = f" at {size[0]} x {size[1]} px" if size else ""
+    return InputError(
+        f"{architecture}{shown} with {given}: {text}",
+        "a size and arguments that its constructor takes",
+        f"its own size is {_own_size(architecture)} px" if size else "correct or drop the arguments",
+    )
+
+
+def _own_size(architecture: str) -> str:
+    config = timm.models.get_pretrained_cfg(architecture)
+    return " x ".join(str(side) for side in config.input_size[1:]) if config else "unknown"
+
+
+def _saved_size(checkpoint: Checkpoint) -> Size | None:
+    size = checkpoint.model_args.get("img_size")
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _from_module(
+    net: nn.Module,
+    num_classes: int,
+    size: Size | None,
+    class_names: Sequence[str] | None,
+    start: Checkpoint | str | None,
+    args: dict[str, Any],
+) -> StagedModel:
+    name = type(net).__name__
+    if args:
+        raise InputError(f"{', '.join(args)} for a {name} that is built already", "no arguments", "drop them")
+    if isinstance(start, Checkpoint):
+        weights.start_from(net, start, name=name, class_names=class_names)
+    elif start is not None:
+        raise InputError(f"init={start!r} for a {name} that is built already", "a path", "load the weights before")
+    return stage(net, name, num_classes, size, class_names)

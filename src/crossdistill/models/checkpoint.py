@@ -1,0 +1,152 @@
+"""Reading weights from disk without ever unpickling code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from crossdistill.errors import InputError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+WRAPPINGS = ("state_dict", "model")
+STUDENT_FOLDER = "student"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights on disk and what the configuration beside them says; tensors are read when asked for."""
+
+    given: Path
+    file: Path
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder in timm's layout, if it is one."""
+        return self.file.parent if self.config else None
+
+    @property
+    def architecture(self) -> str | None:
+        """The architecture that the configuration names."""
+        name = self.config.get("architecture")
+        return str(name) if name else None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of the logits, where they are recorded."""
+        names = self.config.get("label_names") or self.config.get("pretrained_cfg", {}).get("label_names")
+        if isinstance(names, dict):
+            names = [names[key] for key in sorted(names, key=int)]
+        return tuple(str(name) for name in names) if names else None
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """Arguments with which the saved network was built."""
+        return dict(self.config.get("model_args") or {})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state dict on the CPU.
+
+        Raises:
+            InputError: a truncated file, a pickle with code in it, or no state dict.
+        """
+        return _read_safetensors(self.file) if self.file.suffix == ".safetensors" else _read_torch(self.file)
+
+
+def locate(given: str | Path) -> Checkpoint:
+    """The checkpoint at a path: a weights file, a folder in timm's layout, or a run folder.
+
+    Raises:
+        InputError: nothing there, no weights in it, or a broken configuration.
+    """
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"checkpoint {str(given)!r}, which does not exist",
+            "a .safetensors or .pth file, a folder in timm's layout or a run folder",
+            "check the path",
+        )
+    folder = path / STUDENT_FOLDER if (path / STUDENT_FOLDER).is_dir() else path
+    file = path if path.is_file() else _weights_in(folder, given)
+    if file.suffix != ".safetensors" and file.suffix not in TORCH_SUFFIXES:
+        raise InputError(
+            f"checkpoint {str(given)!r}, a {file.suffix or 'suffixless'} file",
+            f"one of .safetensors, {', '.join(TORCH_SUFFIXES)}",
+            "save the weights with safetensors",
+        )
+    return Checkpoint(path, file, _config_beside(file))
+
+
+def _weights_in(folder: Path, given: str | Path) -> Path:
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"folder {str(given)!r} without weights",
+        f"{WEIGHT_FILES[0]} and config.json, or {STUDENT_FOLDER}/ with both",
+        "check the path; a run that has not finished its first epoch holds no student yet",
+    )
+
+
+def _config_beside(file: Path) -> dict[str, Any]:
+    path = file.parent / "config.json"
+    if file.name not in WEIGHT_FILES or not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: {error}", "valid JSON as timm writes it", "export the model again") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file}, which cannot be read ({error})",
+            "a complete safetensors file",
+            "it is truncated or damaged: copy or download it again",
+        ) from error
+
+
+def _read_torch(file: Path) -> dict[str, Tensor]:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings in timm's own checkpoints
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file}, a pickle that holds more than tensors",
+            "a state dict: unpickling could run any code",
+            "where you trust it, load it yourself and save its state_dict() with safetensors",
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise InputError(
+            f"{file}, which cannot be read ({_first_line(error)})",
+            "a complete state dict",
+            "it is truncated or damaged: copy or download it again",
+        ) from error
+    return _state_dict(loaded, file)
+
+
+def _state_dict(loaded: Any, file: Path) -> dict[str, Tensor]:
+    for wrapping in WRAPPINGS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapping), dict):
+            loaded = loaded[wrapping]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(f"{file}, which holds {type(loaded).__name__}", "a state dict of tensors", "save one")
+    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]

@@ -1,0 +1,59 @@
+"""What every way of cutting a network offers, and where a network's classifier is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from crossdistill.contracts import Outputs
+from crossdistill.models.points import Point
+
+
+class Cutter(Protocol):
+    """Runs a network in pieces. It holds no tensor and no module, so copies of the network can share it."""
+
+    points: tuple[Point, ...]
+
+    def whole(self, net: nn.Module, images: Tensor) -> Outputs:
+        """One forward pass ``(B, C, H, W)`` with logits, embedding and the tensor of every stage."""
+        ...
+
+    def until(self, net: nn.Module, images: Tensor, stage: int) -> Tensor:
+        """The forward pass as far as the end of stage 1, 2, …"""
+        ...
+
+    def resume(self, net: nn.Module, feature: Tensor, stage: int) -> Outputs:
+        """The rest of the forward pass, from the tensor that ends the stage."""
+        ...
+
+
+class CannotCut(Exception):
+    """This way of cutting does not fit this network; another one may."""
+
+
+def classifier_names(net: nn.Module) -> list[str]:
+    """Names of the modules that turn the embedding into logits, the main one first."""
+    get = getattr(net, "get_classifier", None)
+    if callable(get):
+        found = get()
+        heads = list(found) if isinstance(found, (tuple, list)) else [found]
+        names = [name for head in heads for name, module in net.named_modules() if module is head]
+    else:
+        names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1:]
+    return [name for name in names if name]
+
+
+def opened_at(net: nn.Module, level: int) -> frozenset[str]:
+    """Names of the modules to look into: sequences and the way to the classifier, then ``level`` layers of the rest."""
+    always = {name for name, module in net.named_modules() if isinstance(module, nn.Sequential)}
+    for head in classifier_names(net):
+        parts = head.split(".")
+        always |= {".".join(parts[:end]) for end in range(1, len(parts))}
+    deep = {name for name, module in net.named_modules() if name.count(".") < level and has_children(module)}
+    return frozenset(always | deep)
+
+
+def has_children(module: nn.Module) -> bool:
+    """Whether a module is made of modules."""
+    return next(module.children(), None) is not None

@@ -1,0 +1,66 @@
+"""Run a network on tensors without data, to learn shapes in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+T = TypeVar("T")
+
+BATCH_SIZE = 2
+"""Batch norms refuse one sample with one position in train mode."""
+
+
+class _Probe(nn.Module, Generic[T]):
+    """Makes a function of a network a module, so that ``functional_call`` can lend it other tensors."""
+
+    def __init__(self, net: nn.Module, call: Callable[[nn.Module, Tensor], T]) -> None:
+        super().__init__()
+        self.net, self.call = net, call
+
+    def forward(self, images: Tensor) -> T:
+        return self.call(self.net, images)
+
+
+def dry_run(
+    net: nn.Module, call: Callable[[nn.Module, Tensor], T], image_shape: tuple[int, int, int], *, training: bool = False
+) -> T:
+    """``call(net, images)`` on two images ``(C, H, W)``, leaving weights, statistics, modes and generators alone.
+
+    Everything lies on the meta device; a network that cannot run there gets zeros on its own device.
+    """
+    with mode(net, training), torch.no_grad():
+        try:
+            return _lend(net, call, image_shape, torch.device("meta"))
+        except (RuntimeError, NotImplementedError):
+            device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
+            with torch.random.fork_rng(devices=[]):
+                return _lend(net, call, image_shape, device)
+
+
+def _lend(
+    net: nn.Module, call: Callable[[nn.Module, Tensor], T], image_shape: tuple[int, int, int], device: torch.device
+) -> T:
+    tensors = {f"net.{name}": parameter.to(device) for name, parameter in net.named_parameters()}
+    tensors |= {f"net.{name}": buffer.to(device, copy=True) for name, buffer in net.named_buffers()}
+    dtype = next((tensor.dtype for tensor in net.parameters()), torch.float32)
+    images = torch.zeros(BATCH_SIZE, *image_shape, device=device, dtype=dtype)
+    result: T = functional_call(_Probe(net, call), tensors, (images,))
+    return result
+
+
+@contextmanager
+def mode(net: nn.Module, training: bool) -> Iterator[None]:
+    """Puts a network into one mode and every module back into its own."""
+    before = {module: module.training for module in net.modules()}
+    net.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training

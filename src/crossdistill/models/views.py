@@ -1,0 +1,87 @@
+"""How to view a raw tensor of a network: layout, grid, prefix tokens and stride, found from its shape alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from crossdistill.contracts import Layout, StageSpec
+
+Size = tuple[int, int]
+
+MOST_PREFIX_TOKENS = 16
+"""Class, distillation and register tokens that are looked for when the network does not state their number."""
+
+
+def view(
+    shape: Sequence[int], image_size: Size, *, num_prefix_tokens: int = 0, channels_last: bool = False
+) -> StageSpec | None:
+    """The stage that a tensor of that shape holds, or None where it holds no positions.
+
+    Args:
+        shape: ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, L, C)``.
+        image_size: (height, width) of the images it was computed from.
+        num_prefix_tokens: what the network says; tried first.
+        channels_last: how to read a four-dimensional shape that could be either.
+    """
+    if len(shape) == 4:
+        layout = _map_layout(shape, image_size, channels_last)
+        channels, grid = (shape[1], shape[2:]) if layout == "NCHW" else (shape[3], shape[1:3])
+        return StageSpec(channels, _stride(image_size, grid[0]), layout, 0, (grid[0], grid[1]))
+    if len(shape) == 3:
+        for prefix in (num_prefix_tokens, *range(MOST_PREFIX_TOKENS + 1)):
+            found = _token_grid(shape[1] - prefix, image_size)
+            if found is not None:
+                return StageSpec(shape[2], _stride(image_size, found[0]), "NLC", prefix, found)
+    return None
+
+
+def at_size(stage: StageSpec, shape: Sequence[int], image_size: Size) -> StageSpec:
+    """The same stage for images of another size, from the tensor's shape at that size."""
+    if stage.layout == "NLC":
+        found = view(shape, image_size, num_prefix_tokens=stage.num_prefix_tokens)
+        return replace(stage, grid=found.grid, num_prefix_tokens=found.num_prefix_tokens) if found else stage
+    rows, columns = shape[2:] if stage.layout == "NCHW" else shape[1:3]
+    return replace(stage, grid=(rows, columns))
+
+
+def reads_channels_last(shapes: Sequence[Sequence[int]], image_size: Size) -> bool:
+    """Whether the unambiguous maps among the shapes keep their channels in the last dimension."""
+    votes = [_map_fits(shape, image_size) for shape in shapes if len(shape) == 4]
+    return sum(last and not first for first, last in votes) > sum(first and not last for first, last in votes)
+
+
+def _map_fits(shape: Sequence[int], image_size: Size) -> tuple[bool, bool]:
+    """Whether dimensions 2, 3 and dimensions 1, 2 can be (height, width)."""
+
+    def fits(height: int, width: int) -> bool:
+        # one row more or less is padding; more is another aspect ratio
+        return height <= image_size[0] and abs(height * image_size[1] - width * image_size[0]) < max(image_size)
+
+    return fits(shape[2], shape[3]), fits(shape[1], shape[2])
+
+
+def _map_layout(shape: Sequence[int], image_size: Size, channels_last: bool) -> Layout:
+    first, last = _map_fits(shape, image_size)
+    if first == last:
+        return "NHWC" if channels_last else "NCHW"
+    return "NCHW" if first else "NHWC"
+
+
+def _token_grid(num_tokens: int, image_size: Size) -> Size | None:
+    """(height, width) with the images' aspect ratio and exactly so many positions."""
+    if num_tokens < 1:
+        return None
+    height = round(math.sqrt(num_tokens * image_size[0] / image_size[1]))
+    if height < 1 or num_tokens % height:
+        return None
+    width = num_tokens // height
+    return (height, width) if height * image_size[1] == width * image_size[0] else None
+
+
+def _stride(image_size: Size, height: int) -> int:
+    """Image rows per position; where borders were padded or cut, the nearest power of two."""
+    if image_size[0] % height == 0:
+        return image_size[0] // height
+    return int(2 ** round(math.log2(max(image_size[0] / height, 1.0))))

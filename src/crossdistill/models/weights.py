@@ -1,0 +1,137 @@
+"""Putting saved weights into a network: the keys must match, and classes are matched by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from crossdistill.errors import InputError
+from crossdistill.models.checkpoint import Checkpoint
+from crossdistill.models.cutter import classifier_names
+
+SHOWN_KEYS = 3
+
+
+def load(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequence[str] | None) -> None:
+    """Load everything, classifier included; its rows are put in the order of ``class_names``.
+
+    Args:
+        net: of the architecture and with the number of classes that the data have.
+        checkpoint: where the weights are.
+        name: the architecture, for messages.
+        class_names: the data's classes in order; None takes the checkpoint's order.
+
+    Raises:
+        InputError: another architecture, a head of another size, or other classes.
+    """
+    tensors = checkpoint.tensors()
+    heads = _head_tensors(net, tensors)
+    _check_keys(net, tensors, checkpoint, name)
+    wrong = [key for key in heads if tensors[key].shape != net.state_dict()[key].shape]
+    if wrong:
+        raise InputError(
+            f"{checkpoint.given} with a head of {len(tensors[wrong[0]])} classes",
+            f"{len(net.state_dict()[wrong[0]])} classes, as the data have",
+            f"fine-tune it first: crossdistill train --model {name} --init {checkpoint.given} --data … --out …",
+        )
+    _check_shapes(net, tensors, checkpoint, name)
+    order = class_order(checkpoint.class_names, class_names)
+    if order == "other classes":
+        raise InputError(
+            f"{checkpoint.given} with classes {_shown(checkpoint.class_names or ())}",
+            f"the data's classes {_shown(class_names or ())}",
+            f"fine-tune it first: crossdistill train --model {name} --init {checkpoint.given} --data … --out …",
+        )
+    net.load_state_dict(_in_order(tensors, heads, order))
+
+
+def start_from(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequence[str] | None) -> None:
+    """Load start weights: a classifier of another size or for other classes keeps its fresh initialisation.
+
+    Raises:
+        InputError: another architecture.
+    """
+    tensors = checkpoint.tensors()
+    heads = _head_tensors(net, tensors)
+    _check_keys(net, tensors, checkpoint, name)
+    own = net.state_dict()
+    order = class_order(checkpoint.class_names, class_names)
+    if order == "other classes" or any(tensors[key].shape != own[key].shape for key in heads):
+        tensors |= {key: own[key] for key in heads}
+    else:
+        tensors = _in_order(tensors, heads, order)
+    _check_shapes(net, tensors, checkpoint, name)
+    net.load_state_dict(tensors)
+
+
+def class_order(
+    saved: Sequence[str] | None, wanted: Sequence[str] | None
+) -> list[int] | Literal["as saved", "other classes"]:
+    """Which saved class each wanted one is.
+
+    >>> class_order(["cat", "dog"], ["dog", "cat"])
+    [1, 0]
+    """
+    if saved is None or wanted is None or list(saved) == list(wanted):
+        return "as saved"
+    if sorted(saved) != sorted(wanted) or len(set(saved)) < len(saved):
+        return "other classes"
+    return [list(saved).index(name) for name in wanted]
+
+
+def _in_order(tensors: dict[str, Tensor], heads: Sequence[str], order: list[int] | str) -> dict[str, Tensor]:
+    if isinstance(order, str):
+        return tensors
+    return tensors | {key: tensors[key][order] for key in heads}
+
+
+def _head_tensors(net: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
+    """Keys whose first dimension counts classes."""
+    names = classifier_names(net)
+    own = net.state_dict()
+    return [key for key in tensors if key in own and own[key].ndim and key.rpartition(".")[0] in names]
+
+
+def _check_keys(net: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkpoint, name: str) -> None:
+    own = net.state_dict()
+    missing = [key for key in own if key not in tensors]
+    surplus = [key for key in tensors if key not in own]
+    # older files lack the counters of batch norms, which only a momentum of None would read
+    counters = [key for key in missing if key.endswith("num_batches_tracked")]
+    tensors.update({key: own[key] for key in counters})
+    missing = [key for key in missing if key not in counters]
+    if missing or surplus:
+        raise InputError(
+            f"{checkpoint.given}, which lacks {_shown(missing)} and has {_shown(surplus)} besides",
+            f"the weights of {name}",
+            _guess(checkpoint, name),
+        )
+
+
+def _check_shapes(net: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkpoint, name: str) -> None:
+    own = net.state_dict()
+    wrong = [key for key in own if tensors[key].shape != own[key].shape]
+    if wrong:
+        differing = [f"{key} {tuple(tensors[key].shape)}, not {tuple(own[key].shape)}" for key in wrong[:SHOWN_KEYS]]
+        raise InputError(
+            f"{checkpoint.given}: {'; '.join(differing)}{_more(wrong)}",
+            f"the shapes of {name}",
+            _guess(checkpoint, name),
+        )
+
+
+def _guess(checkpoint: Checkpoint, name: str) -> str:
+    architecture = checkpoint.architecture
+    if architecture and architecture != name:
+        return f"its config.json says it is {architecture!r}: use {architecture}@{checkpoint.given}"
+    return "name the architecture, image size and constructor arguments that it was saved with"
+
+
+def _shown(keys: Sequence[str]) -> str:
+    return (", ".join(repr(key) for key in keys[:SHOWN_KEYS]) + _more(keys)) if keys else "nothing"
+
+
+def _more(keys: Sequence[str]) -> str:
+    return f", … ({len(keys)} in all)" if len(keys) > SHOWN_KEYS else ""

@@ -1,0 +1,128 @@
+"""A plan: one run or several (seeds, baseline), executed into one folder with one table and one report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from crossdistill import settings as settings_room
+from crossdistill.engine import process
+from crossdistill.errors import InputError
+from crossdistill.registry import METHODS
+from crossdistill.report import write_report
+from crossdistill.runs.folder import RunFolder
+from crossdistill.runs.results import Results, merge
+from crossdistill.runs.single import run_single, try_out
+from crossdistill.settings import MethodSettings, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run: settings, over which seeds, and whether the student is also trained alone to compare with."""
+
+    settings: Settings
+    seeds: tuple[int, ...] = (0,)
+    baseline: bool = False
+
+    @property
+    def kind(self) -> str:
+        """``train`` without a teacher, ``distill`` with one."""
+        return "distill" if self.settings.teachers else "train"
+
+    def members(self) -> dict[str, Settings]:
+        """The single runs by their folder below the plan's; "." where there is only one."""
+        variants = {self.settings.method.name if self.settings.teachers else "student_alone": self.settings}
+        if self.baseline:
+            alone = self.settings.model_copy(update={"method": MethodSettings(name="none"), "teachers": ()})
+            variants = {"student_alone": alone, **variants}
+        runs = {
+            f"{variant}/seed-{seed}": settings.model_copy(update={"seed": seed})
+            for seed in self.seeds
+            for variant, settings in variants.items()
+        }
+        return runs if len(runs) > 1 else {".": next(iter(runs.values()))}
+
+
+def make_plan(
+    tree: dict[str, Any], overrides: Iterable[str] = (), *, seeds: tuple[int, ...] = (0,), baseline: bool = False
+) -> Plan:
+    """Validate a tree of settings with overrides; every member of the plan takes its seed from ``seeds``.
+
+    Raises:
+        InputError: settings that are wrong, also when nothing else has been looked at yet.
+    """
+    overrides = list(overrides)
+    if any(override.partition("=")[0] == "seed" for override in overrides):
+        raise InputError("seed=… among the settings", "seeds in one place", "use --seeds 0 or --seeds 0,1,2")
+    settings = settings_room.load(tree, overrides)
+    if baseline and not settings.teachers:
+        raise InputError("--baseline without a teacher", "a distillation to compare with", "drop --baseline")
+    record = METHODS.get(settings.method.name)
+    options = settings_room.resolve_options(record.name, record.value.build, settings.method.options)
+    settings = settings.model_copy(update={"method": MethodSettings(name=record.name, **options)})
+    return Plan(settings.model_copy(update={"seed": seeds[0]}), seeds, baseline)
+
+
+def execute(
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
+    modules: Mapping[str, nn.Module] | None = None,
+) -> Results:
+    """Carry out a plan and write its table and report; finished members of a resumed plan are not run again.
+
+    Args:
+        out: the folder of the run, made here.
+        resume: go on with what is in ``out``.
+        dry_run: build everything, run two steps of each kind of member, write nothing.
+        quiet: no progress on the terminal.
+        modules: networks given as objects, by the name that the settings use for them.
+    """
+    members = plan.members()
+    if dry_run:
+        by_variant = {folder.partition("/")[0]: settings for folder, settings in members.items()}
+        return {
+            "dry_run": {
+                name if name != "." else settings.method.name: try_out(settings, quiet=quiet, modules=modules)
+                for name, settings in by_variant.items()
+            }
+        }
+    results = run_members(plan.kind, members, out, plan.settings, resume=resume, quiet=quiet, modules=modules)
+    if process()[0] == 0:
+        write_report(out)
+    return results
+
+
+def run_members(
+    kind: str,
+    members: Mapping[str, Settings],
+    out: Path,
+    settings: Settings,
+    *,
+    resume: bool,
+    quiet: bool,
+    modules: Mapping[str, nn.Module] | None = None,
+) -> Results:
+    """Run single runs into folders below ``out`` and merge their results there; ``settings`` stands for them all."""
+    root = RunFolder(out)
+    if set(members) == {"."}:
+        return run_single(members["."], root, resume=resume, quiet=quiet, modules=modules)
+    if process()[0] == 0:
+        root.begin(settings, resume=resume)
+    parts = []
+    for name, member in members.items():
+        folder = RunFolder(out / name)
+        # A member that an earlier, stopped execution never reached is begun now.
+        going_on = resume and folder.config.exists()
+        parts.append((name, run_single(member, folder, resume=going_on, quiet=quiet, modules=modules)))
+    merged = merge(kind, parts, settings=settings.model_dump(mode="json"))
+    if process()[0] == 0:
+        root.write_results(merged)
+    return merged

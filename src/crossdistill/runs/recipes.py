@@ -1,0 +1,71 @@
+"""Recipes: experiments as YAML files that ship with the package, to read, copy and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossdistill.errors import InputError, nearest
+from crossdistill.files import write_text, writing
+from crossdistill.runs.plan import Plan, make_plan
+
+_PLAN_KEYS = ("description", "seeds", "baseline")
+
+
+def list_recipes() -> list[dict[str, str]]:
+    """Name and description of every recipe that ships with the package."""
+    return [{"name": name, "description": str(_tree(path)["description"])} for name, path in sorted(_shipped().items())]
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe, by its name or its own path."""
+    shipped = _shipped()
+    if name in shipped:
+        return shipped[name]
+    if Path(name).is_file():
+        return Path(name)
+    raise InputError(
+        f"recipe {name!r}",
+        "the name of a recipe or the path of a YAML file",
+        f"{nearest(name, shipped)} `crossdistill recipes ls` lists all",
+    )
+
+
+def copy_recipe(name: str, to: Path) -> None:
+    """Copy a recipe to a file that does not exist yet."""
+    if to.exists():
+        raise InputError(f"{to}, which exists", "a new file", "give another name")
+    with writing(to.parent):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_text(to, recipe_path(name).read_text(encoding="utf-8"))
+
+
+def read_recipe(name: str, overrides: Iterable[str] = ()) -> Plan:
+    """The plan of a recipe after ``key=value`` overrides."""
+    tree = _tree(recipe_path(name))
+    settings = {key: value for key, value in tree.items() if key not in _PLAN_KEYS}
+    return make_plan(
+        settings, overrides, seeds=tuple(tree.get("seeds", (0,))), baseline=bool(tree.get("baseline", False))
+    )
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path}: {error}", "valid YAML", "mend the file at that line") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("description", ""), str):
+        raise InputError(f"recipe {path}", "a mapping of settings with a description", "see `recipes show`")
+    return tree
+
+
+def _shipped() -> dict[str, Path]:
+    package = Path(__file__).resolve().parents[1]
+    # In a wheel the recipes lie inside the package, in a checkout beside `src`.
+    for home in (package / "recipes", package.parents[1] / "recipes"):
+        if home.is_dir():
+            return {path.relative_to(home).with_suffix("").as_posix(): path for path in home.rglob("*.yaml")}
+    return {}

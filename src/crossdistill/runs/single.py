@@ -1,0 +1,191 @@
+"""One run from settings to results: check the teacher, train, measure, export."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from crossdistill.analysis import cost
+from crossdistill.contracts import ModelSpec, Teacher
+from crossdistill.engine import FitResult, Reporter, connect, evaluate, fit, reporter
+from crossdistill.export import export_student
+from crossdistill.runs.compose import Parts, compose
+from crossdistill.runs.folder import RunFolder
+from crossdistill.runs.results import Results, Row, make_results, make_row
+from crossdistill.settings import Settings
+from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_above_chance
+
+DRY_RUN_STEPS = 2
+
+
+def run_single(
+    settings: Settings,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    quiet: bool,
+    modules: Mapping[str, nn.Module] | None = None,
+) -> Results:
+    """Train one student with one seed into a run folder; a finished run is read, not run again."""
+    accelerator = connect(settings.device, settings.train.precision)
+    parts = compose(settings, modules)
+    if accelerator.is_main_process:
+        folder.begin(settings, resume=resume)
+    if resume and folder.finished:
+        return folder.read_results()
+    start = time.perf_counter()
+    progress = _reporter(quiet)
+    teacher_row = _measure_teacher(parts, accelerator, progress, allow=settings.allow_untrained_teacher)
+    fitted = _fit(parts, folder, progress)
+    final = fitted.metrics
+    if parts.selection_loader is not parts.test_loader:
+        final = evaluate(parts.student, parts.test_loader, accelerator=accelerator)
+    rows = [_student_row(parts, final), *([teacher_row] if teacher_row else [])]
+    results = _results(parts, rows, seconds=time.perf_counter() - start)
+    if accelerator.is_main_process:
+        metrics = {"top1": final["top1"], "loss": final["loss"]}
+        export_student(parts.student, folder.student, class_names=parts.splits.class_names, metrics=metrics)
+        folder.write_results(results)
+    accelerator.wait_for_everyone()
+    return results
+
+
+def try_out(settings: Settings, *, quiet: bool, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Any]:
+    """Build a run and take two steps without writing anything; what was built, in plain data."""
+    accelerator = connect(settings.device, settings.train.precision)
+    parts = compose(settings, modules)
+    progress = _reporter(quiet)
+    teacher_row = _measure_teacher(parts, accelerator, progress, allow=True)
+    fitted = _fit(parts, None, progress, max_steps=DRY_RUN_STEPS)
+    return {
+        "student": _plain(parts.student.spec),
+        "teacher": _plain(parts.teacher.spec) if parts.teacher else None,
+        "teacher_top1": teacher_row["top1_mean"] if teacher_row else None,
+        "method": {"name": settings.method.name, "num_parameters": _num_parameters(parts.method)},
+        "num_train": len(parts.train_loader.ids),
+        "num_labelled": parts.num_labelled,
+        "steps_per_epoch": parts.train_loader.steps_per_epoch,
+        "images_per_second": fitted.images_per_second,
+        "warnings": parts.warnings,
+    }
+
+
+def _measure_teacher(parts: Parts, accelerator: Accelerator, progress: Reporter, *, allow: bool) -> Row | None:
+    teacher = parts.teacher
+    if teacher is None:
+        return None
+    if isinstance(teacher, nn.Module):
+        teacher.to(accelerator.device)
+    metrics = evaluate(teacher, parts.test_loader, accelerator=accelerator)
+    split = parts.splits.evaluation_name
+    progress.message(f"teacher {teacher.spec.name}: top-1 {metrics['top1']:.2%} on {split}")
+    warning = check_above_chance(metrics["top1"], metrics["num_samples"], teacher.spec.num_classes, allow=allow)
+    if warning:
+        parts.warnings.append(warning)
+        progress.message(f"warning: {warning}")
+    return make_row(
+        "teacher",
+        teacher.spec.name,
+        seed=parts.settings.seed,
+        top1=metrics["top1"],
+        folder=None,
+        cost=_teacher_cost(teacher),
+    )
+
+
+def _fit(parts: Parts, folder: RunFolder | None, progress: Reporter, *, max_steps: int | None = None) -> FitResult:
+    settings = parts.settings
+    given = settings.model_dump(mode="json", include={"data", "method", "student"})
+    return fit(
+        parts.student,
+        parts.method,
+        parts.teacher,
+        parts.train_loader,
+        parts.selection_loader,
+        settings=settings.train,
+        seed=settings.seed,
+        device=settings.device,
+        out=folder.root if folder else None,
+        fingerprint=given,
+        reporter=progress,
+        max_steps=max_steps,
+    )
+
+
+def _student_row(parts: Parts, final: dict[str, Any]) -> Row:
+    method = parts.settings.method.name
+    distilled = parts.teacher is not None
+    return make_row(
+        "distilled" if distilled else "student_alone",
+        parts.student.spec.name,
+        method=method if distilled else None,
+        seed=parts.settings.seed,
+        top1=final["top1"],
+        folder=".",
+        cost=_cost(parts.student, parts.student.spec),
+        num_labels=parts.num_labelled,
+    )
+
+
+def _results(parts: Parts, rows: list[Row], *, seconds: float) -> Results:
+    corrupt = parts.train_loader.corrupt | parts.test_loader.corrupt
+    if corrupt:
+        first = "; ".join(f"{where} ({reason})" for where, reason in list(corrupt.items())[:3])
+        parts.warnings.append(f"{len(corrupt)} unreadable images were left out, first {first}")
+    settings = parts.settings
+    return make_results(
+        "distill" if parts.teacher else "train",
+        rows,
+        data={
+            "source": settings.data.source,
+            "num_classes": len(parts.splits.class_names),
+            "num_train": len(parts.train_loader.ids),
+            "num_labelled": parts.num_labelled,
+            "evaluation_split": parts.splits.evaluation_name,
+            "num_evaluation": len(parts.splits.evaluation.targets),
+        },
+        settings=settings.model_dump(mode="json"),
+        seconds=seconds,
+        warnings=parts.warnings,
+    )
+
+
+def _cost(model: nn.Module, spec: ModelSpec) -> dict[str, Any]:
+    # Timing must not move the generators that training uses, nor depend on what is left in them.
+    with torch.random.fork_rng(devices=[]):
+        measured = cost(model, spec.input)
+    return {
+        "num_parameters": measured.num_parameters,
+        "gmacs": measured.gmacs,
+        "latency_ms": measured.latency_ms,
+    }
+
+
+def _teacher_cost(teacher: Teacher) -> dict[str, Any] | None:
+    """Of an ensemble the sum over its members, which answer one after the other."""
+    if isinstance(teacher, FrozenTeacher):
+        return _cost(teacher.model, teacher.spec)
+    if isinstance(teacher, EnsembleTeacher):
+        each = [_cost(one.model, one.spec) for one in teacher.teachers]
+        return {key: sum(one[key] for one in each) for key in each[0]}
+    return None
+
+
+def _reporter(quiet: bool) -> Reporter:
+    return reporter("quiet" if quiet else "auto")
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _plain(spec: ModelSpec) -> dict[str, Any]:
+    return {key: value for key, value in asdict(spec).items() if key != "class_names"}
+
+
