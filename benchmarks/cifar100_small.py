@@ -10,16 +10,15 @@ and by OFA, over the same seeds, batches and steps. Each student and method beco
 from __future__ import annotations
 
 import argparse
-import datetime
 import shlex
 import sys
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from record import record
 from torch import Tensor, nn
 
-from crossdistill.report.results_csv import append_row
 from crossdistill.runs import execute, make_plan
 
 STUDENTS = {
@@ -119,38 +118,9 @@ def main() -> None:
             )
             out = options.out / student / method
             by_method[method] = execute(plan, out, resume=out.exists(), modules={"resnet56": teacher})
+        command = f"python {shlex.join(_public_arguments())}"
         for results in by_method.values():
-            for row in results["rows"]:
-                if row["role"] != "teacher":
-                    _record(options, student, row, results)
-
-
-def _record(options: argparse.Namespace, student: str, row: dict, results: dict) -> None:
-    teacher = next(one for one in results["rows"] if one["role"] == "teacher")
-    environment = results["environment"]
-    append_row(
-        options.results,
-        {
-            "recipe": "benchmarks/cifar100_small.py",
-            "teacher": "CIFAR ResNet-56" if row["role"] == "distilled" else None,
-            "student": f"{student}: {row['name']}",
-            "method": row["method"] or "none",
-            "data": "cifar100",
-            "image_size": 32,
-            "epochs_or_steps": f"{options.steps} steps of {options.batch_size}",
-            "seeds": len(row["runs"]),
-            "top1_mean": round(row["top1_mean"], 5),
-            "top1_sd": None if row["top1_sd"] is None else round(row["top1_sd"], 5),
-            "teacher_top1": round(teacher["top1_mean"], 5) if row["role"] == "distilled" else None,
-            "num_parameters": row["num_parameters"],
-            "gmacs": round(row["gmacs"], 6),
-            "device": "CPU",
-            "torch": environment["torch"],
-            "commit": (environment["commit"] or "")[:12],
-            "command": f"python {shlex.join(_public_arguments())}",
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        },
-    )
+            record(results, options.results, recipe="cifar100_small", command=command, teacher="CIFAR ResNet-56")
 
 
 def _public_arguments() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from crossdistill.errors import InputError
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""What the system says where a disk, a file or a quota is full."""
+
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
@@ -17,10 +21,11 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        is_full = error.errno in NO_ROOM
         raise InputError(
-            f"cannot write below {folder}: {error.strerror}{_free_space(folder)}",
+            f"cannot write below {folder}: {error.strerror}{_free_space(folder) if is_full else ''}",
             "a folder that can be written and has room",
-            "make room or give another --out; what was complete before is kept, and --resume goes on from it",
+            "make room and go on with --resume: what was complete before is kept" if is_full else "give another --out",
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_type_hints
@@ -61,6 +62,13 @@ class AugmentSettings(Strict):
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratio of a resized crop, width / height")
     flip: float | None = Field(None, ge=0, le=1, description="probability of a left-right flip")
 
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
+            if not 0 < low <= high <= most:
+                raise ValueError(f"{name} {[low, high]} should be a range above 0" + (" up to 1" if most == 1 else ""))
+        return self
+
 
 class DataSettings(Strict):
     """Where images come from, which of them are used, and how they are loaded."""
@@ -113,7 +121,11 @@ class TrainSettings(Strict):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps are both set; give one of them")
+            raise InputError(
+                f"train.epochs={self.epochs} and train.steps={self.steps}, which are both set",
+                "one of them",
+                "give --epochs or --steps, or drop the key from the settings",
+            )
         return self
 
 
@@ -132,9 +144,18 @@ class Settings(Strict):
     @model_validator(mode="after")
     def _method_and_teachers(self) -> Self:
         if self.method.name == "none" and self.teachers:
-            raise ValueError("method 'none' trains the student alone, but a teacher is given; drop one of them")
+            names = ", ".join(repr(teacher.name) for teacher in self.teachers)
+            raise InputError(
+                f"method 'none', which trains the student alone, and teacher {names}",
+                "one of them",
+                "leave out the teacher, or choose another method",
+            )
         if self.method.name != "none" and not self.teachers:
-            raise ValueError(f"method {self.method.name!r} needs a teacher; give one with --teacher")
+            raise InputError(
+                f"method {self.method.name!r} without a teacher",
+                "a teacher, which that method needs",
+                "give one with `crossdistill distill --teacher`, or teachers: [{name: …}] in a recipe",
+            )
         return self
 
 
@@ -192,7 +213,7 @@ def _with(tree: dict[str, Any], path: list[str], value: Any, key: str) -> dict[s
         if index >= len(child):
             raise InputError(f"key {key!r}", f"an index below {len(child)}", "count from 0")
         items = list(child)
-        items[index] = _with(items[index], rest[1:], value, key) if rest[1:] else value
+        items[index] = _with({"": items[index]}, ["", *rest[1:]], value, key)[""]
         return {**tree, head: items}
     if not isinstance(child, dict):
         raise InputError(f"key {key!r}", f"{head!r} to hold keys, but it holds {child!r}", "shorten the key")
@@ -216,9 +237,10 @@ def _as_input_error(model: type[BaseModel], error: ValidationError, prefix: str)
         return InputError(f"unknown key {path!r}", "a key of the settings", nearest(str(location[-1]), siblings))
     if first["type"] == "missing":
         return InputError(f"no value for {path!r}", "a value", f"give {path}=VALUE")
-    message = first["msg"].removeprefix("Value error, ")
-    if not location:
-        return InputError(message, "settings that agree with each other", "change one of them")
+    raised = first.get("ctx", {}).get("error")
+    if isinstance(raised, InputError):  # by one of the validators above, in our words already
+        return raised
+    message = first["msg"].removeprefix("Input should be ")
     return InputError(f"{path} = {first['input']!r}", message[0].lower() + message[1:], f"change {path}")
 
 
@@ -241,13 +263,18 @@ def resolve_options(name: str, build: Callable[..., Any], options: dict[str, Any
     Raises:
         InputError: an option that ``build`` does not take (with the nearest one), or of another type.
     """
+    fields = options_of(build)
+    model = create_model(f"{name} options", __base__=Strict, **fields)
+    checked = validate(model, options, prefix="method.")
+    return {key: getattr(checked, key) for key in fields}
+
+
+def options_of(build: Callable[..., Any]) -> dict[str, Any]:
+    """The options that a method's ``build`` takes beside what every method takes: name -> (type, default)."""
     function = getattr(build, "__func__", build)
     hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {
+    return {
         parameter.name: (hints.get(parameter.name, Any), parameter.default)
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in ("num_classes", "modules")
     }
-    model = create_model(f"{name} options", __base__=Strict, **fields)
-    checked = validate(model, options, prefix="method.")
-    return {key: getattr(checked, key) for key in fields}

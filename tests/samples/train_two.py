@@ -5,11 +5,12 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
-from crossdistill.engine import connect, evaluate, fit, process
-from crossdistill.errors import Interrupted
+from crossdistill.engine import connect, evaluate, fit, from_all, on_main, process
+from crossdistill.errors import InputError, Interrupted
 from crossdistill.teachers import FrozenTeacher
 from samples.training import Match, Relate, SmallNet, TensorLoader, settings
 
@@ -76,11 +77,26 @@ def stop_one_of_two(rank: int, folder: Path) -> None:
     save_file(student.state_dict(), folder / f"stopped-{rank}.safetensors")
 
 
+def one_for_all(rank: int) -> None:
+    """What the main process finds, both get; what it raises, both raise."""
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert on_main(lambda: {"from": process()[0], "exact": 0.1}) == {"from": 0, "exact": 0.1}
+    with pytest.raises(InputError, match="given: nothing"):
+        on_main(lambda: fail(InputError("nothing", "something", "give it")))
+    with pytest.raises(OSError if rank == 0 else RuntimeError, match="no such disk"):
+        on_main(lambda: fail(OSError("no such disk")))
+    assert from_all({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     rank, world_size = process()
     accelerator = connect("cpu")
     assert (rank, world_size) == (accelerator.process_index, accelerator.num_processes) == (int(os.environ["RANK"]), 2)
+    one_for_all(rank)
     for name in RUNS:
         student, method, result = train(name, rank=rank, world_size=world_size, out=folder / name)
         state = {f"student.{k}": v for k, v in student.state_dict().items()}

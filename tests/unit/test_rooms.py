@@ -21,6 +21,7 @@ LEVELS = [
     {"runs"},
     {"selfsup", "federated", "clinical"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 METHOD_MAY_IMPORT = {"errors", "contracts", "registry", "losses", "bridges"}

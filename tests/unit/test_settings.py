@@ -53,9 +53,9 @@ def test_a_wrong_override_says_what_to_do(override, given_, action):
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["train.epochs=2", "train.steps=5"], "epochs and steps are both set"),
-        (["method.name=none"], "trains the student alone"),
-        (["teachers=[]"], "needs a teacher"),
+        (["train.epochs=2", "train.steps=5"], r"train\.epochs=2 and train\.steps=5[\s\S]*one of them"),
+        (["method.name=none"], r"trains the student alone, and teacher 'timm/vit_tiny_patch16_224@teacher'"),
+        (["teachers=[]"], "method 'kd' without a teacher"),
     ],
 )
 def test_settings_that_disagree_are_refused(overrides, text):

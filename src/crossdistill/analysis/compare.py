@@ -59,7 +59,8 @@ class Difference:
 def difference(baseline: Mapping[int, float], distilled: Mapping[int, float]) -> Difference | None:
     """Paired difference of two mappings seed -> accuracy; ``None`` when they share no seed.
 
-    Pairing is fair because a seed fixes the data's order, the labelled subset and the initial weights of both.
+    Pairing is fair because a seed fixes the labelled subset and the initial weights of both, and with all labels the
+    order of the images too.
     """
     seeds = sorted(baseline.keys() & distilled.keys())
     if not seeds:

@@ -23,8 +23,10 @@ def command(
 ) -> None:
     """Distil a teacher into a student of any architecture.
 
-    Example: crossdistill distill --teacher runs/teacher --student timm/mobilenetv2_100 --method ofa
-    --data folder:photos --image-size 64 --baseline --out runs/student
+    Example:
+    crossdistill distill --teacher runs/teacher --student timm/mobilenetv2_100 \\
+      --method ofa --data folder:photos --image-size 64 --baseline \\
+      --out runs/student
 
     The teacher's accuracy is measured first; a teacher that guesses is refused.
     """

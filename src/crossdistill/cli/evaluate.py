@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from crossdistill.cli import options as o
+from crossdistill.cli.show import print_json, print_table
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, a timm folder or NAME@PATH.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run folder, a timm folder or NAME@PATH.")],
     data: Annotated[str | None, typer.Option("--data", help=o.DATA_HELP, show_default="the data of the run")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
     image_size: Annotated[
@@ -21,17 +22,25 @@ def command(
 ) -> None:
     """Measure a trained model on the test images (the val images where there are no others).
 
-    Example: crossdistill evaluate runs/student --data folder:photos
+    Example:
+    crossdistill evaluate runs/student --data folder:photos
     """
     from crossdistill import runs
 
     measured = runs.evaluate(model, data, batch_size=batch_size, image_size=image_size, device=device)
     if as_json:
-        o.print_json(measured)
+        print_json(measured)
         return
-    o.print_table(
-        f"{measured['model']} on {measured['data']} ({measured['split']}, {measured['num_samples']} images)",
-        ["class", "images", "accuracy"],
-        [[one["class"], str(one["num_samples"]), f"{100 * one['accuracy']:.1f} %"] for one in measured["per_class"]],
-    )
-    typer.echo(f"top-1 {100 * measured['top1']:.2f} %, cross-entropy {measured['loss']:.4f}")
+    rows = [[one["class"], str(one["num_samples"]), _percent(one["accuracy"])] for one in measured["per_class"]]
+    print_table(["class", "images", "accuracy"], rows, numbers=("images", "accuracy"))
+    where = f"{measured['data']} ({measured['split']}, {measured['num_samples']} images)"
+    typer.echo(f"{measured['model']} on {where}")
+    top5 = f", top-5 {_percent(measured['top5'])}" if "top5" in measured else ""
+    typer.echo(f"top-1 {_percent(measured['top1'])}{top5}, cross-entropy {measured['loss']:.4f}")
+    for image, reason in measured["skipped"].items():
+        typer.echo(f"left out: {image} ({reason})")
+
+
+def _percent(share: float | None) -> str:
+    """A class without images has no accuracy."""
+    return "–" if share is None else f"{100 * share:.1f} %"

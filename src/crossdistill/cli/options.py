@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from crossdistill.cli.show import show_results
 from crossdistill.errors import InputError
 
 DATA_HELP = r"digits, folder:PATH (train/ val/ \[test/] or one flat tree) or parquet:PATH."
@@ -24,7 +20,7 @@ Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; made here.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Any setting, such as train.weight_decay=0.1.", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="Any setting, such as train.weight_decay=0.1.", show_default=False),
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="Comma-separated; several make one table with mean and sd.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output.")]
@@ -52,7 +48,7 @@ class Training:
         tree = {key: value for key, value in {**self.tree, **own, **tree}.items() if value != {}}
         plan = runs.make_plan(tree, self.overrides, seeds=self.seeds, baseline=baseline)
         results = runs.execute(plan, self.out, resume=self.resume, dry_run=self.dry_run, quiet=self.as_json)
-        show(results, as_json=self.as_json, out=self.out)
+        show_results(results, as_json=self.as_json, out=self.out)
 
 
 def _training(
@@ -149,42 +145,13 @@ def settings_tree(**given: Any) -> dict[str, Any]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from ``0,1,2``."""
+    """Seeds from ``0,1,2``; whether they are fit for a plan is checked there."""
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
-        seeds = ()
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds {text!r}", "different whole numbers from 0, such as 0,1,2", "write them with commas")
+        raise InputError(
+            f"--seeds {text!r}",
+            "different whole numbers from 0, with commas between them",
+            "give --seeds 0 or --seeds 0,1,2",
+        ) from None
     return seeds
-
-
-def print_json(value: Any) -> None:
-    """One JSON value on standard output."""
-    print(json.dumps(value, indent=2))
-
-
-def print_table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on standard output; cells are plain text."""
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    Console().print(table)
-
-
-def show(results: dict[str, Any], *, as_json: bool, out: Path) -> None:
-    """Print results: JSON for machines, a table and the verdict for people."""
-    if as_json:
-        print_json(results)
-        return
-    console = Console()
-    if "rows" not in results:  # a dry run
-        console.print_json(data=results)
-        return
-    from crossdistill.report import rich_table
-
-    console.print(rich_table(results))
-    for text in [results["headline"], *(f"note: {warning}" for warning in results["warnings"])]:
-        if text:
-            console.print(text, markup=False, highlight=False)
-    console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

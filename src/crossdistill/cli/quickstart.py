@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from crossdistill.cli import options as o
+from crossdistill.cli.show import show_results
 
 
 def command(
@@ -17,11 +18,12 @@ def command(
 ) -> None:
     """Train a transformer teacher on real digits and distil it into a small CNN that has few labels.
 
-    Example: crossdistill quickstart --out first-run
+    Example:
+    crossdistill quickstart --out first-run
 
     Runs on the CPU without network and ends in a report.
     """
     from crossdistill import runs
 
     results = runs.quickstart(out, resume=resume, quiet=as_json)
-    o.show(results, as_json=as_json, out=out)
+    show_results(results, as_json=as_json, out=out)

@@ -16,8 +16,9 @@ def command(
 ) -> None:
     """Train a model on labels: a teacher to distil from, or a baseline to compare with.
 
-    Example: crossdistill train --model timm/resnet18 --data folder:photos --image-size 64
-    --epochs 30 --out runs/teacher
+    Example:
+    crossdistill train --model timm/resnet18 --data folder:photos \\
+      --image-size 64 --epochs 30 --out runs/teacher
 
     Fine-tune pretrained weights on your classes: add --init pretrained, or --init PATH for a file.
     """

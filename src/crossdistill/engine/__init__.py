@@ -3,15 +3,21 @@
 from crossdistill.engine.devices import connect, process
 from crossdistill.engine.evaluate import evaluate
 from crossdistill.engine.loop import fit
+from crossdistill.engine.optimize import check_optimizer
 from crossdistill.engine.progress import Reporter, reporter
-from crossdistill.engine.record import FitResult, total_steps
+from crossdistill.engine.record import DEFAULT_EPOCHS, FitResult, total_steps
+from crossdistill.engine.together import from_all, on_main
 
 __all__ = [
+    "DEFAULT_EPOCHS",
     "FitResult",
     "Reporter",
+    "check_optimizer",
     "connect",
     "evaluate",
     "fit",
+    "from_all",
+    "on_main",
     "process",
     "reporter",
     "total_steps",

@@ -7,7 +7,6 @@ A second checkpoint of the same step is ``step-00000120.1``.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ import safetensors.torch
 
 from crossdistill.engine.state import join, split
 from crossdistill.errors import InputError
+from crossdistill.files import NO_ROOM
 
 SCHEMA = 1
 KEEP = 2
@@ -163,7 +163,8 @@ def check_same(path: Path, recorded: dict[str, Any], given: dict[str, Any]) -> N
     if keys:
         shown = "; ".join(f"{key}: was {old.get(key, 'unset')!r}, now {new.get(key, 'unset')!r}" for key in keys[:8])
         more = f"; and {len(keys) - 8} more" if len(keys) > 8 else ""
-        what = "another teacher" if any(key.split(".")[0] == "teacher" for key in keys) else "other settings"
+        changed_teacher = any(key.split(".")[0] in ("teacher", "teachers") for key in keys)
+        what = "another teacher" if changed_teacher else "other settings"
         raise InputError(
             f"resume from {path} with {what} ({shown}{more})",
             "what the run was started with",
@@ -263,13 +264,10 @@ def _prune(folder: Path, keep_steps: Collection[int]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-
-
 def _refused(folder: Path, error: OSError, num_bytes: int) -> InputError:
     existing = next((path for path in (folder, *folder.parents) if path.exists()), Path.cwd())
     free = shutil.disk_usage(existing).free
-    action = "make room" if error.errno in _NO_ROOM else "make the folder writable"
+    action = "make room" if error.errno in NO_ROOM else "make the folder writable"
     return InputError(
         f"checkpoint below {folder} could not be written ({error.strerror}): {num_bytes:,} bytes needed, {free:,} free",
         "a folder that can be written and has room",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 
 import torch
@@ -9,27 +10,37 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 
-from crossdistill.errors import InputError
+from crossdistill.errors import InputError, nearest
 
+_DEVICES = ("auto", "cpu", "cuda")
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 def process() -> tuple[int, int]:
     """(rank, number of processes), as the launcher set them; (0, 1) without one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if in_group():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def in_group() -> bool:
+    """Whether this process is connected to others."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def connect(device: str = "auto", precision: str = "fp32") -> Accelerator:
     """An :class:`accelerate.Accelerator` for this device (auto, cpu, cuda) and precision (fp32, bf16, fp16).
 
     Several runs in one process may ask for different ones. accelerate keeps its state for the life of the process
-    and refuses changes, so that state is dropped first where it differs; a process group stays as it is.
+    and refuses changes, so that state is dropped first where it differs; a process group stays as it is. One that is
+    opened here is closed when the process exits.
 
     Raises:
-        InputError: a device or precision that this machine does not have, or a launcher that is not supported.
+        InputError: an unknown device, a device or precision that this machine does not have, or a launcher that is not
+            supported.
     """
+    if device not in _DEVICES:
+        raise InputError(f"device {device!r}", f"one of {', '.join(_DEVICES)}", nearest(device, _DEVICES))
     use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda", "a CUDA device that PyTorch can see", "use device=auto or device=cpu")
@@ -38,6 +49,7 @@ def connect(device: str = "auto", precision: str = "fp32") -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     mixed_precision = "no" if precision == "fp32" else precision
     _forget_other_state(use_cpu, mixed_precision)
+    was_in_group = in_group()
     accelerator = Accelerator(
         cpu=use_cpu,
         mixed_precision=mixed_precision,
@@ -45,6 +57,8 @@ def connect(device: str = "auto", precision: str = "fp32") -> Accelerator:
         # Which parameters a step uses depends on the method and on its weights, so it must be found out.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if in_group() and not was_in_group:
+        atexit.register(_leave_group)
     if accelerator.distributed_type not in _SUPPORTED:
         raise InputError(
             f"a launch of type {accelerator.distributed_type.value}",
@@ -52,6 +66,11 @@ def connect(device: str = "auto", precision: str = "fp32") -> Accelerator:
             "launch with `torchrun` or `accelerate launch --multi_gpu`",
         )
     return accelerator
+
+
+def _leave_group() -> None:
+    if in_group():
+        torch.distributed.destroy_process_group()
 
 
 def _check_precision(precision: str, use_cpu: bool) -> None:

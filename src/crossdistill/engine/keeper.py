@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from accelerate import Accelerator
 
 from crossdistill.contracts import Teacher
 from crossdistill.engine import checkpoint
 from crossdistill.engine.learner import Learner
 from crossdistill.engine.record import Record
+from crossdistill.engine.together import on_main
 from crossdistill.errors import InputError
 from crossdistill.settings import TrainSettings
 
@@ -34,20 +34,17 @@ def identity(
 
 
 class Keeper:
-    """Keeps the checkpoints of one run; without a folder it keeps nothing.
+    """Keeps the checkpoints of one run, written by the main process; without a folder it keeps nothing.
 
     Args:
         out: the run folder, or ``None``.
-        accelerator: the main process writes, the others wait.
         fingerprint: what a resume must be given again.
         environment: what a resume must share to continue bit for bit.
     """
 
-    def __init__(
-        self, out: Path | None, accelerator: Accelerator, fingerprint: dict[str, Any], environment: dict[str, Any]
-    ) -> None:
+    def __init__(self, out: Path | None, fingerprint: dict[str, Any], environment: dict[str, Any]) -> None:
         self._folder = out / FOLDER if out is not None else None
-        self._accelerator, self._fingerprint, self._environment = accelerator, fingerprint, environment
+        self._fingerprint, self._environment = fingerprint, environment
         self._saved: tuple[int, int] | None = None
         self._newest: Path | None = None
 
@@ -56,18 +53,20 @@ class Keeper:
         if self._folder is None:
             return None
         mark = (record.step, len(record.history))
-        if mark != self._saved and self._accelerator.is_main_process:
-            self._newest = checkpoint.write(
-                self._folder,
-                state,
-                step=record.step,
-                epoch=epoch,
-                fingerprint=self._fingerprint,
-                environment=self._environment,
-                keep_steps=[record.best["step"]] if record.best else [],
+        if mark != self._saved:
+            self._newest = on_main(
+                partial(
+                    checkpoint.write,
+                    self._folder,
+                    state,
+                    step=record.step,
+                    epoch=epoch,
+                    fingerprint=self._fingerprint,
+                    environment=self._environment,
+                    keep_steps=[record.best["step"]] if record.best else [],
+                )
             )
         self._saved = mark
-        self._accelerator.wait_for_everyone()
         return self._newest
 
     def restore(self, load: Callable[[dict[str, Any]], Record]) -> dict[str, Any] | None:
@@ -78,9 +77,7 @@ class Keeper:
         """
         if self._folder is None:
             return None
-        if self._accelerator.is_main_process:
-            checkpoint.remove_partial(self._folder)
-        self._accelerator.wait_for_everyone()
+        on_main(partial(checkpoint.remove_partial, self._folder))
         found = checkpoint.latest(self._folder)
         if found is None:
             return None

@@ -101,8 +101,7 @@ class Trainer:
     def resume(self, out: Path | None, fingerprint: dict[str, Any]) -> None:
         """Go on from the newest checkpoint below ``out``, if there is one."""
         given = identity(self.learner, self.teacher, self.settings, self.seed, self.steps_per_epoch) | fingerprint
-        here = environment(self.accelerator, self.settings)
-        self.out, self.keeper = out, Keeper(out, self.accelerator, given, here)
+        self.out, self.keeper = out, Keeper(out, given, environment(self.accelerator, self.settings))
         best = self.keeper.restore(self.load_state_dict)
         if best is not None:
             self.best_weights = best["student" if self.ema is None else "ema"]
@@ -119,12 +118,13 @@ class Trainer:
                 while record.step < self.end:
                     self.train_epoch()
                     self.close_epoch()
+            if self.stop.requested:  # in the last evaluation: this run is complete, what follows it is not wanted
+                raise Interrupted("interrupted after the last step; everything is saved")
         finally:
             self.reporter.end()
             if self.log:
                 self.log.close()
-        self.learner.student.load_state_dict(self.best_weights or self.exported.state_dict())
-        self.learner.student.eval()
+        self.learner.student.eval().load_state_dict(self.best_weights or self.exported.state_dict())
         return fit_result(record)
 
     def train_epoch(self) -> None:

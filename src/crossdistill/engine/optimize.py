@@ -39,6 +39,19 @@ def undecayed(student: nn.Module) -> set[str]:
     return {name for name, parameter in student.named_parameters() if id(parameter) in wanted}
 
 
+def check_optimizer(name: str) -> None:
+    """Refuse a name of which no optimiser can be built, before anything else is.
+
+    Raises:
+        InputError: a name that timm does not know, or an optimiser that this loop cannot drive.
+    """
+    known = [str(one) for one in list_optimizers()]
+    if name.lower().removeprefix("lookahead_") not in known:
+        raise InputError(f"optimizer {name!r}", "an optimiser name of timm", nearest(name, known))
+    if get_optimizer_info(name.lower().split("_")[-1]).second_order:
+        raise InputError(f"optimizer {name!r}, of second order", "one of first order", "use adamw, sgd or lamb")
+
+
 def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """Any optimiser of timm over all trained parameters of ``learner``.
 
@@ -48,11 +61,7 @@ def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.
         InputError: a name that timm does not know, or an optimiser that this loop cannot drive.
     """
     name = settings.optimizer
-    known = [str(one) for one in list_optimizers()]
-    if name.lower().removeprefix("lookahead_") not in known:
-        raise InputError(f"optimizer {name!r}", "an optimiser name of timm", nearest(name, known))
-    if get_optimizer_info(name.lower().split("_")[-1]).second_order:
-        raise InputError(f"optimizer {name!r}, of second order", "one of first order", "use adamw, sgd or lamb")
+    check_optimizer(name)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             learner, name, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum

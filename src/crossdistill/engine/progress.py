@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TextIO, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -113,10 +114,13 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """One line an epoch, for files and pipes; epochs shorter than ``min_seconds`` are passed over, but for the last."""
+    """One line an epoch, for files and pipes, but for the last none sooner than ``min_seconds`` after another.
 
-    def __init__(self, stream: TextIO | None = None, *, min_seconds: float = 2.0) -> None:
-        self._stream, self._min_seconds = stream or sys.stderr, min_seconds
+    In a long epoch there is a line every ``max_seconds``.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, min_seconds: float = 2.0, max_seconds: float = 60.0) -> None:
+        self._stream, self._min_seconds, self._max_seconds = stream or sys.stderr, min_seconds, max_seconds
         self._total = self._steps_per_epoch = self._first = 0
         self._started = self._printed = 0.0
         self._shown_step = -1
@@ -129,12 +133,16 @@ class Lines(Quiet):
     def train(self, line: dict[str, Any]) -> None:
         """Print at the end of each epoch, which is always logged."""
         step, now = line["step"], time.monotonic()
-        if step != self._total and (step % self._steps_per_epoch or now - self._printed < self._min_seconds):
+        waited = now - max(self._printed, self._started)
+        due = waited >= (self._max_seconds if step % self._steps_per_epoch else self._min_seconds)
+        if step != self._total and not due:
             return
         self._printed, self._shown_step = now, step
         left = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
         epochs = f"{line['epoch']}/{-(-self._total // self._steps_per_epoch)}"
-        self.message(f"epoch {epochs} | step {step}/{self._total} | {train_text(line)} | {left:.0f} s left")
+        self.message(
+            f"epoch {epochs} | step {step}/{self._total} | {losses_text(line)}, {speed_text(line)} | {left:.0f} s left"
+        )
 
     def evaluated(self, line: dict[str, Any]) -> None:
         """Print beneath the line of its epoch."""
@@ -146,20 +154,34 @@ class Lines(Quiet):
         print(text, file=self._stream, flush=True)
 
 
+class _BarAndLines(Progress):
+    """A bar with lines of text beneath it, each cut off at the terminal's edge."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        self.lines: dict[str, str] = {}
+        super().__init__(*columns, console=console)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar, then the lines."""
+        yield self.make_tasks_table(self.tasks)
+        for line in self.lines.values():
+            yield Text(line, no_wrap=True, overflow="ellipsis")
+
+
 class Bar(Quiet):
-    """A bar with the time left, losses, learning rate, images a second and data-wait share."""
+    """A bar with the time left; beneath it speed, data-wait share and learning rate, losses, and accuracy."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
+        self._progress = _BarAndLines(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
+            TextColumn("passed,"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[train]} {task.fields[evaluation]}"),
+            TextColumn("left"),
             console=console or Console(stderr=True),
         )
-        self._task = self._progress.add_task("step", total=None, start=False, train="", evaluation="")
+        self._task = self._progress.add_task("", total=None, start=False)
 
     def begin(self, *, step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Show the bar."""
@@ -172,12 +194,12 @@ class Bar(Quiet):
         self._progress.update(self._task, completed=step)
 
     def train(self, line: dict[str, Any]) -> None:
-        """Show the losses."""
-        self._progress.update(self._task, train=train_text(line))
+        """Show the losses and the speed."""
+        self._progress.lines |= {"speed": speed_text(line), "losses": losses_text(line)}
 
     def evaluated(self, line: dict[str, Any]) -> None:
         """Show the figures until the next ones."""
-        self._progress.update(self._task, evaluation=evaluation_text(line))
+        self._progress.lines["evaluation"] = f"epoch {line['epoch']}: {evaluation_text(line)}"
 
     def message(self, text: str) -> None:
         """Print above the bar."""
@@ -197,12 +219,17 @@ def reporter(mode: Literal["auto", "bar", "lines", "quiet"] = "auto") -> Reporte
     return Lines()
 
 
-def train_text(line: dict[str, Any]) -> str:
-    """Losses, learning rate and speed in a few words."""
+def losses_text(line: dict[str, Any]) -> str:
+    """The losses by name, after their sum where there are several."""
     losses = line["losses"]
     named = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+    return named if len(losses) == 1 else f"loss {sum(losses.values()):.3g} ({named})"
+
+
+def speed_text(line: dict[str, Any]) -> str:
+    """Learning rate and speed in a few words."""
     speed = f"{line['images_per_second']:.0f} images/s, {line['data_wait_share']:.0%} waiting for data"
-    return f"loss {sum(losses.values()):.3g} ({named}) lr {line['lr']:.2g} {speed}"
+    return f"lr {line['lr']:.2g}, {speed}"
 
 
 def evaluation_text(line: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import timm
 from timm.models import is_model, is_model_pretrained
 from torch import nn
 
+from crossdistill.contracts import ModelSpec
 from crossdistill.errors import InputError, nearest
 from crossdistill.models import additions, weights
 from crossdistill.models.checkpoint import Checkpoint, locate
@@ -26,7 +27,7 @@ PRETRAINED = "pretrained"
 def build(
     name: str | nn.Module,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
     init: str | None = None,
@@ -35,26 +36,32 @@ def build(
     """Build a network for so many classes and find out its stages.
 
     Args:
-        name: ``timm/<name>`` or ``<name>`` (random weights), ``<name>@pretrained`` (timm's weights), ``<name>@PATH``
-            (weights that have the data's classes already), a path that holds a config.json or a run, or a module.
-        num_classes: classes of the data.
-        image_size: height and width in pixels; None takes the model's own.
+        name: ``timm/<name>`` or ``<name>`` (random weights), ``<name>@pretrained`` (timm's weights, classifier
+            included), ``<name>@PATH`` (weights that have the data's classes already), a path that holds a config.json
+            or a run, or a module (also a staged one).
+        num_classes: classes of the data; None takes those of the weights where these state them.
+        image_size: height and width in pixels; None takes the model's own, or that of a saved folder.
         class_names: the data's classes in order; saved classes are matched by name.
         init: "pretrained" or a path: weights to start from, of which the classifier may differ.
         **args: further arguments of the constructor.
 
     Raises:
-        InputError: an unknown name, weights that do not fit, a size or argument that the model does not take.
+        InputError: an unknown name, weights that do not fit, a size or argument that the model does not take, no
+            number of classes.
     """
-    if class_names is not None and len(class_names) != num_classes:
-        raise InputError(f"{len(class_names)} class names for {num_classes} classes", "one for each", "correct them")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     start = init if init in (None, PRETRAINED) else locate(init)
     if isinstance(name, nn.Module):
         return _from_module(name, num_classes, size, class_names, start, args)
     architecture, source = parse(name)
     folder = source if isinstance(source, Checkpoint) else None
+    stated = folder.num_classes if folder is not None else None
+    if source == PRETRAINED:
+        stated = _pretrained_classes(architecture, num_classes)
+    num_classes = _number_of_classes(name, num_classes, class_names, stated)
     options = {"num_classes": num_classes, **args}
+    if PRETRAINED in (source, start):
+        _check_has_weights(architecture)
     net = _create(architecture, folder, options, size, pretrained=PRETRAINED in (source, start))
     if folder is not None:
         weights.load(net, folder, name=architecture, class_names=class_names)
@@ -98,6 +105,42 @@ def parse(name: str) -> tuple[str, Checkpoint | str | None]:
     )
 
 
+def _number_of_classes(
+    name: str, num_classes: int | None, class_names: Sequence[str] | None, stated: int | None
+) -> int:
+    """What is given, or else what the weights state; the names must be as many."""
+    number = num_classes if num_classes is not None else stated
+    if number is None:
+        raise InputError(
+            f"model {name!r}, which does not say how many classes it has",
+            "a run folder, an exported student, or the number of classes",
+            "give one of them",
+        )
+    if class_names is not None and len(class_names) != number:
+        raise InputError(f"{len(class_names)} class names for {number} classes", "one for each", "correct them")
+    return number
+
+
+def _pretrained_classes(architecture: str, num_classes: int | None) -> int | None:
+    """Classes of the head that timm's weights bring, None where they bring none; timm would draw another at random."""
+    _check_has_weights(architecture)
+    config = timm.models.get_pretrained_cfg(architecture)
+    head: int = config.num_classes if config is not None else 0
+    if num_classes is not None and num_classes != head:
+        raise InputError(
+            f"{architecture}@pretrained, whose head has {head} classes, for data of {num_classes}",
+            "weights whose head has the data's classes",
+            f"to fine-tune it: crossdistill train --model {architecture} --init pretrained --data … --out …, "
+            "then use that run",
+        )
+    return head or None
+
+
+def _check_has_weights(architecture: str) -> None:
+    if not is_model_pretrained(architecture):
+        raise InputError(f"{architecture}@pretrained", "a model for which timm has weights", "leave out @pretrained")
+
+
 def _looks_like_path(text: str) -> bool:
     return "/" in text or Path(text).suffix in (".safetensors", ".pt", ".pth")
 
@@ -133,8 +176,6 @@ def _of(architecture: str, checkpoint: Checkpoint) -> Checkpoint:
 def _create(
     architecture: str, checkpoint: Checkpoint | None, options: dict[str, Any], size: Size | None, *, pretrained: bool
 ) -> nn.Module:
-    if pretrained and not is_model_pretrained(architecture):
-        raise InputError(f"{architecture}@pretrained", "a model for which timm has weights", "leave out @pretrained")
     folder = checkpoint.folder if checkpoint else None
     source = f"local-dir:{folder}" if folder else architecture
     try:
@@ -189,13 +230,18 @@ def _saved_size(checkpoint: Checkpoint) -> Size | None:
 
 def _from_module(
     net: nn.Module,
-    num_classes: int,
+    num_classes: int | None,
     size: Size | None,
     class_names: Sequence[str] | None,
     start: Checkpoint | str | None,
     args: dict[str, Any],
 ) -> StagedModel:
-    name = type(net).__name__
+    name, stated = type(net).__name__, None
+    if isinstance(net, StagedModel):
+        spec, net = net.spec, net.net
+        name, stated, size = spec.name, spec.num_classes, size or spec.input.image_size
+        class_names = _same_names(spec, class_names)
+    num_classes = _number_of_classes(name, num_classes, class_names, stated)
     if args:
         raise InputError(f"{', '.join(args)} for a {name} that is built already", "no arguments", "drop them")
     if isinstance(start, Checkpoint):
@@ -203,3 +249,13 @@ def _from_module(
     elif start is not None:
         raise InputError(f"init={start!r} for a {name} that is built already", "a path", "load the weights before")
     return stage(net, name, num_classes, size, class_names)
+
+
+def _same_names(spec: ModelSpec, class_names: Sequence[str] | None) -> Sequence[str] | None:
+    if None not in (spec.class_names, class_names) and list(spec.class_names or ()) != list(class_names or ()):
+        raise InputError(
+            f"a {spec.name} that was built for the classes {', '.join(spec.class_names or ())}",
+            f"the data's classes in their order: {', '.join(class_names or ())}",
+            "build it with these class names, or give its plain network (.net) if its outputs mean them",
+        )
+    return class_names if class_names is not None else spec.class_names

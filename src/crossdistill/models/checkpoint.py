@@ -42,11 +42,21 @@ class Checkpoint:
         return str(name) if name else None
 
     @property
+    def num_classes(self) -> int | None:
+        """Outputs of the classifier, where the configuration states them."""
+        stated = self.config.get("num_classes")
+        return stated if isinstance(stated, int) else None
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes in the order of the logits, where they are recorded."""
-        names = self.config.get("label_names") or self.config.get("pretrained_cfg", {}).get("label_names")
+        """Names of the classes in the order of the logits, where they are recorded.
+
+        Raises:
+            InputError: names without an order.
+        """
+        names = self.config.get("label_names") or (self.config.get("pretrained_cfg") or {}).get("label_names")
         if isinstance(names, dict):
-            names = [names[key] for key in sorted(names, key=int)]
+            names = _by_index(names, self.given)
         return tuple(str(name) for name in names) if names else None
 
     @property
@@ -109,6 +119,17 @@ def _config_beside(file: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def _by_index(names: dict[str, Any], given: Path) -> list[Any]:
+    try:
+        return [names[key] for key in sorted(names, key=int)]
+    except ValueError as error:
+        raise InputError(
+            f"config.json of {given}, where label_names has the keys {', '.join(map(repr, list(names)[:3]))}, …",
+            "a list of names, or names by index: 0, 1, …",
+            "correct label_names in that file, or remove it",
+        ) from error
+
+
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(file)
@@ -126,13 +147,13 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{file}, a pickle that holds more than tensors",
+            f"{file}, a pickle that holds more than tensors, or is damaged",
             "a state dict: unpickling could run any code",
             "where you trust it, load it yourself and save its state_dict() with safetensors",
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # damaged bytes make the reader fail in any way
         raise InputError(
-            f"{file}, which cannot be read ({_first_line(error)})",
+            f"{file}, which cannot be read ({_first_line(error) or type(error).__name__})",
             "a complete state dict",
             "it is truncated or damaged: copy or download it again",
         ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,6 +14,7 @@ from crossdistill.models.checkpoint import Checkpoint
 from crossdistill.models.cutter import classifier_names
 
 SHOWN_KEYS = 3
+DEFAULT_CHANNELS = 3
 
 
 def load(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequence[str] | None) -> None:
@@ -34,7 +37,7 @@ def load(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequ
         raise InputError(
             f"{checkpoint.given} with a head of {len(tensors[wrong[0]])} classes",
             f"{len(net.state_dict()[wrong[0]])} classes, as the data have",
-            f"fine-tune it first: crossdistill train --model {name} --init {checkpoint.given} --data … --out …",
+            _fine_tune(checkpoint, name),
         )
     _check_shapes(net, tensors, checkpoint, name)
     order = class_order(checkpoint.class_names, class_names)
@@ -42,7 +45,7 @@ def load(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequ
         raise InputError(
             f"{checkpoint.given} with classes {_shown(checkpoint.class_names or ())}",
             f"the data's classes {_shown(class_names or ())}",
-            f"fine-tune it first: crossdistill train --model {name} --init {checkpoint.given} --data … --out …",
+            _fine_tune(checkpoint, name),
         )
     net.load_state_dict(_in_order(tensors, heads, order))
 
@@ -122,10 +125,23 @@ def _check_shapes(net: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkp
         )
 
 
+def _fine_tune(checkpoint: Checkpoint, name: str) -> str:
+    """The command that trains a new head on these weights, with what the saved network was built with."""
+    saved = {key: value for key, value in checkpoint.model_args.items() if key not in ("num_classes", "global_pool")}
+    size = saved.pop("img_size", None)
+    if saved.get("in_chans") == DEFAULT_CHANNELS:
+        del saved["in_chans"]
+    words = ["crossdistill", "train", "--model", name, "--init", str(checkpoint.given)]
+    if size is not None:
+        words += ["--image-size", str(size if isinstance(size, int) else size[0])]
+    words += [f"student.args.{key}={json.dumps(value, separators=(',', ':'))}" for key, value in saved.items()]
+    return f"fine-tune it first: {shlex.join(words)} --data … --out …"
+
+
 def _guess(checkpoint: Checkpoint, name: str) -> str:
     architecture = checkpoint.architecture
     if architecture and architecture != name:
-        return f"its config.json says it is {architecture!r}: use {architecture}@{checkpoint.given}"
+        return f"its config.json says it is {architecture!r}: name that architecture"
     return "name the architecture, image size and constructor arguments that it was saved with"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from crossdistill.errors import InputError
 from crossdistill.settings import validate
@@ -42,12 +42,13 @@ class Row(_Record):
     gmacs: float | None = None
     latency_ms: float | None = None
     num_labels: int | None = None
+    compared: bool = Field(True, exclude=True, description="whether a distilled student stands beside it")
 
     @property
     def label(self) -> str:
         """How tables and figures call it."""
-        labels = {"student_alone": "Student alone", "teacher": "Teacher", "distilled": f"Distilled ({self.method})"}
-        return labels[self.role]
+        alone = "Student alone" if self.compared else "Trained on labels"
+        return {"student_alone": alone, "teacher": "Teacher", "distilled": f"Distilled ({self.method})"}[self.role]
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -79,6 +80,12 @@ class Results(_Record):
     environment: dict[str, Any] = {}
     seconds: float = 0.0
     command: str = ""
+
+    @field_validator("rows")
+    @classmethod
+    def _mark_uncompared(cls, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        compared = any(row.role == "distilled" for row in rows)
+        return tuple(row.model_copy(update={"compared": compared}) for row in rows)
 
     @property
     def baseline(self) -> Row | None:

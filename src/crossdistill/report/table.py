@@ -48,9 +48,11 @@ def comparison(results: Results | Mapping[str, Any]) -> Grid:
     data = results.data
     caption = (
         f"Accuracy on the {data.evaluation_split} split of {data.source} ({grouped(data.num_evaluation)} images): "
-        "mean ± sample standard deviation over seeds. Gain: paired difference to the student alone, 95 % interval. "
-        "Latency: median for one image."
+        "mean ± sample standard deviation over seeds. "
     )
+    if results.baseline and results.distilled:
+        caption += "Gain: paired difference to the student alone, 95 % interval. "
+    caption += "Latency: median for one image."
     roles = tuple(row.role for row in results.rows)
     return Grid(tuple(columns), tuple(zip(*columns.values(), strict=True)), roles, caption)
 

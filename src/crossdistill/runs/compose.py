@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from crossdistill.contracts import UNLABELLED, InputSpec, Method, Modules, Teacher
-from crossdistill.data import EvalLoader, Splits, TrainLoader, open_source, select_training
-from crossdistill.engine import process
+from crossdistill.data import EvalLoader, Selection, Splits, TrainLoader, open_source, select_training
+from crossdistill.data.sampler import num_steps
+from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, process, total_steps
 from crossdistill.models import StagedModel, build
 from crossdistill.registry import METHODS
-from crossdistill.settings import ModelSettings, Settings, resolve_options
+from crossdistill.settings import ModelSettings, Settings, TrainSettings, resolve_options
 from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_signals
 
 STUDENT_VIEW = "student"
@@ -28,11 +33,14 @@ _METHOD_SEED_OFFSET = 1_000_003
 class Parts:
     """Everything one run needs, built and checked against each other before the first step.
 
-    ``test_loader`` gives the reported numbers; ``selection_loader`` is what epochs are measured on, the same unless
-    the best epoch is selected, which needs images of its own.
+    ``settings`` hold what was chosen where nothing was given. ``train`` are theirs, with epochs counted on all
+    training images, also for a student alone that uses only the labelled ones. ``test_loader`` gives the reported
+    numbers; ``selection_loader`` is what epochs are measured on, the same unless the best epoch is selected, which
+    needs images of its own.
     """
 
     settings: Settings
+    train: TrainSettings
     splits: Splits
     student: StagedModel
     teacher: Teacher | None
@@ -41,7 +49,18 @@ class Parts:
     test_loader: EvalLoader
     selection_loader: EvalLoader
     num_labelled: int
+    num_train: int
     warnings: list[str] = field(default_factory=list)
+
+    def identity(self) -> dict[str, str | None]:
+        """Hashes of what settings only name: the classes and labels of the data, and the teacher's weights."""
+        data = hashlib.sha256(json.dumps(self.splits.class_names).encode())
+        for source in (self.splits.train, self.splits.evaluation):
+            data.update(source.targets.tobytes())
+        return {
+            "data_sha256": data.hexdigest(),
+            "teacher_sha256": None if self.teacher is None else self.teacher.fingerprint(),
+        }
 
 
 def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) -> Parts:
@@ -57,6 +76,7 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
     modules = modules or {}
     record = METHODS.get(settings.method.name)
     options = resolve_options(settings.method.name, record.value.build, settings.method.options)
+    check_optimizer(settings.train.optimizer)
     splits = open_source(settings.data)
     num_classes = len(splits.class_names)
     torch.manual_seed(settings.seed)
@@ -72,16 +92,68 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
         modules=_modules(record.value, student, teacher),
         **options,
     )
-    loaders = _loaders(settings, splits, views_of(student, teacher), alone=teacher is None)
-    return Parts(settings, splits, student, teacher, method, *loaders)
+    chosen = select_training(
+        splits.train.targets, settings.data, settings.seed, settings.train.select == "best", splits.class_names
+    )
+    labelled_ids = chosen.train_ids[chosen.labelled[chosen.train_ids]]
+    # Without a teacher an unlabelled image teaches nothing; without it the student alone is as good as it gets.
+    ids = chosen.train_ids if teacher is not None else labelled_ids
+    loaders = _loaders(settings, splits, views_of(student, teacher), chosen, ids)
+    shared_steps = num_steps(len(chosen.train_ids), settings.train.batch_size)
+    return Parts(
+        _resolved(settings, student, loaders[0]),
+        _in_own_epochs(settings.train, own_steps=loaders[0].steps_per_epoch, shared_steps=shared_steps),
+        splits,
+        student,
+        teacher,
+        method,
+        *loaders,
+        num_labelled=len(labelled_ids),
+        num_train=len(chosen.train_ids),
+    )
+
+
+def _resolved(settings: Settings, student: StagedModel, train_loader: TrainLoader) -> Settings:
+    """The settings with the choices that were left open."""
+    height, width = student.spec.input.image_size
+    size = height if height == width else settings.student.image_size
+    epochs = settings.train.epochs or (DEFAULT_EPOCHS if settings.train.steps is None else None)
+    return settings.model_copy(
+        update={
+            "student": settings.student.model_copy(update={"image_size": size}),
+            "data": settings.data.model_copy(update={"augment": train_loader.augment}),
+            "train": settings.train.model_copy(update={"epochs": epochs}),
+        }
+    )
+
+
+def _in_own_epochs(train: TrainSettings, *, own_steps: int, shared_steps: int) -> TrainSettings:
+    """The same training, in steps, for a set whose epochs are shorter: as long, and with the same schedule."""
+    if own_steps == shared_steps:
+        return train
+    longer = shared_steps / own_steps
+    return train.model_copy(
+        update={
+            "epochs": None,
+            "steps": total_steps(train, shared_steps),
+            "warmup_epochs": train.warmup_epochs * longer,
+            "decay_epochs": train.decay_epochs * longer,
+            "eval_every": max(1, round(train.eval_every * longer)),
+            "checkpoint_every": max(1, round(train.checkpoint_every * longer)),
+        }
+    )
 
 
 def model_of(
     settings: ModelSettings, class_names: tuple[str, ...], modules: Mapping[str, nn.Module] | None = None
 ) -> StagedModel:
-    """The network of these settings, with a head for these classes."""
+    """The network of these settings, with a head for these classes.
+
+    A network given as an object is copied: every run of a plan starts from it, and none changes the caller's own.
+    """
+    given = (modules or {}).get(settings.name)
     return build(
-        (modules or {}).get(settings.name, settings.name),
+        settings.name if given is None else copy.deepcopy(given),
         num_classes=len(class_names),
         image_size=settings.image_size,
         class_names=class_names,
@@ -119,14 +191,11 @@ def views_of(student: StagedModel, teacher: Teacher | None) -> dict[str, InputSp
 
 
 def _loaders(
-    settings: Settings, splits: Splits, views: dict[str, InputSpec], *, alone: bool
-) -> tuple[TrainLoader, EvalLoader, EvalLoader, int]:
-    data, select_best = settings.data, settings.train.select == "best"
-    chosen = select_training(splits.train.targets, data, settings.seed, select_best, splits.class_names)
-    labelled_ids = chosen.train_ids[chosen.labelled[chosen.train_ids]]
+    settings: Settings, splits: Splits, views: dict[str, InputSpec], chosen: Selection, ids: NDArray[np.int64]
+) -> tuple[TrainLoader, EvalLoader, EvalLoader]:
+    data = settings.data
     rank, world_size = process()
     common: dict[str, Any] = {
-        "batch_size": settings.train.batch_size,
         "workers": data.workers,
         "rank": rank,
         "world_size": world_size,
@@ -134,15 +203,18 @@ def _loaders(
     }
     train_loader = TrainLoader(
         splits.train,
-        # Without a teacher an unlabelled image teaches nothing; leaving it out makes the student alone as good as it gets.
-        labelled_ids if alone else chosen.train_ids,
+        ids,
         np.where(chosen.labelled, splits.train.targets, UNLABELLED),
         views,
         data.augment,
         seed=settings.seed,
+        batch_size=settings.train.batch_size,
         device_batch_size=settings.train.device_batch_size,
         **common,
     )
+    # What a device can train on at once, it can also evaluate at once.
+    common["batch_size"] = settings.train.device_batch_size or -(-settings.train.batch_size // world_size)
     test_loader = EvalLoader(splits.evaluation, views, **common)
-    selection_loader = EvalLoader(splits.train, views, ids=chosen.val_ids, **common) if select_best else test_loader
-    return train_loader, test_loader, selection_loader, len(labelled_ids)
+    if settings.train.select != "best":
+        return train_loader, test_loader, test_loader
+    return train_loader, test_loader, EvalLoader(splits.train, views, ids=chosen.val_ids, **common)

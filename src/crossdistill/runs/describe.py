@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from crossdistill.registry import METHODS, Record
+from crossdistill.settings import options_of
 
 
 def describe_methods() -> list[dict[str, Any]]:
@@ -19,11 +19,16 @@ def describe_method(name: str) -> dict[str, Any]:
 
 
 def _describe(record: Record[Any]) -> dict[str, Any]:
-    parameters = inspect.signature(record.value.build).parameters.values()
     options = {
-        one.name: {"type": str(one.annotation), "default": one.default}
-        for one in parameters
-        if one.kind is inspect.Parameter.KEYWORD_ONLY and one.name not in ("num_classes", "modules")
+        name: {"type": _in_words(hint), "default": default}
+        for name, (hint, default) in options_of(record.value.build).items()
     }
     facts = {key: record.facts.get(key, "") for key in ("title", "paper", "summary", "pick_when")}
     return {"name": record.name, **facts, "needs": sorted(record.value.needs), "options": options}
+
+
+def _in_words(hint: Any) -> str:
+    """A type as a user reads it; of a choice of words, the words."""
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from crossdistill.engine.checkpoint import check_same
+from crossdistill.engine.checkpoint import check_same, leaves
+from crossdistill.engine.keeper import FOLDER as CHECKPOINTS
 from crossdistill.errors import InputError
 from crossdistill.files import write_text, writing
 from crossdistill.settings import Settings
@@ -41,24 +42,60 @@ class RunFolder:
         """Whether everything of this run is on disk."""
         return self.results.exists()
 
-    def begin(self, settings: Settings, *, resume: bool) -> None:
-        """Make the folder and record the settings, or check that they are the ones already recorded."""
+    def check(self, settings: Settings, *, resume: bool, several: bool = False) -> dict[str, Any] | None:
+        """The figures of the run that is here, if it is finished; ``None`` where there is something left to do.
+
+        Args:
+            settings: those that are given now.
+            resume: whether to go on with what is here.
+            several: whether several runs are to lie below this folder.
+
+        Raises:
+            InputError: there is a run that is not to be resumed, one with other settings, or one where there should be
+                several or the other way round.
+        """
+        if not self.config.exists():
+            return None
+        if not resume:
+            raise InputError(
+                f"output folder {self.root}, which holds a run already",
+                "a folder without a run",
+                "add --resume to go on with that run, or give another --out",
+            )
+        self._check_number(several)
+        self._check_same(settings)
+        return self.read_results() if self.finished else None
+
+    def _check_number(self, several: bool) -> None:
+        holds_several = any(self.root.glob("*/seed-*/config.yaml"))
+        holds_one = not holds_several and ((self.root / CHECKPOINTS).exists() or self.finished)
+        if holds_one if several else holds_several:
+            held, given = ("one run", "several") if several else ("several runs", "one")
+            raise InputError(
+                f"output folder {self.root}, which holds {held}, to go on with as {given}",
+                "the seeds and the baseline that it was started with",
+                "give the same --seeds and --baseline again, or another --out",
+            )
+
+    def make(self) -> None:
+        """Make the folder: whether that is possible is worth knowing before any work is done."""
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, settings: Settings) -> None:
+        """Record the settings, unless they are recorded already; from now on the folder holds a run."""
         if self.config.exists():
-            if not resume:
-                raise InputError(
-                    f"output folder {self.root}, which holds a run already",
-                    "a folder without a run",
-                    "add --resume to go on with that run, or give another --out",
-                )
-            self._check_same(settings)
             return
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             write_text(self.config, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
     def _check_same(self, settings: Settings) -> None:
-        recorded = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        check_same(self.root, recorded, settings.model_dump(mode="json"))
+        recorded = leaves(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        given = leaves(settings.model_dump(mode="json"))
+        # What is left open now was chosen when the run began, and is recorded.
+        same = {key: recorded.get(key) if value is None else value for key, value in given.items()}
+        check_same(self.root, {key: recorded.get(key) for key in same}, same)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Record the figures; written last and in one piece."""

@@ -14,7 +14,8 @@ from crossdistill.data import EvalLoader, open_source, prepare_image
 from crossdistill.engine import connect, process
 from crossdistill.engine import evaluate as measure
 from crossdistill.errors import InputError
-from crossdistill.models import StagedModel, build
+from crossdistill.models import build
+from crossdistill.models.build import parse
 from crossdistill.runs.compose import STUDENT_VIEW
 from crossdistill.settings import DataSettings, validate
 
@@ -45,6 +46,7 @@ def evaluate(
     Raises:
         InputError: a model or data that cannot be read, or whose classes differ.
     """
+    _check_trained(model)
     settings = _data_settings(model, data)
     splits = open_source(settings)
     built = build(
@@ -85,7 +87,7 @@ def predict(model: str | Path, images: Sequence[Path], *, top: int = 3, device: 
     Raises:
         InputError: a model without class names, or an image that cannot be read (named; none is skipped silently).
     """
-    built = build_saved(str(model))
+    built = build(str(model))
     class_names = built.spec.class_names
     if class_names is None:
         raise InputError(f"{model}, which carries no class names", "a run folder or an exported student", "give one")
@@ -105,9 +107,16 @@ def predict(model: str | Path, images: Sequence[Path], *, top: int = 3, device: 
     return predictions
 
 
-def build_saved(model: str) -> StagedModel:
-    """A saved model with the head it was saved with."""
-    return build(model)
+def _check_trained(model: str | Path | nn.Module) -> None:
+    if isinstance(model, nn.Module):
+        return
+    architecture, source = parse(str(model))
+    if source is None:
+        raise InputError(
+            f"model {str(model)!r}, whose weights would be random",
+            "a trained model: a run folder, an exported student, NAME@PATH or NAME@pretrained",
+            f"train it first (crossdistill train --model {architecture} …) and give its folder",
+        )
 
 
 def _data_settings(model: str | Path | nn.Module, data: str | None) -> DataSettings:

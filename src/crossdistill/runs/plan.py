@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from crossdistill import settings as settings_room
-from crossdistill.engine import process
+from crossdistill.engine import connect, on_main, process, reporter
 from crossdistill.errors import InputError
 from crossdistill.registry import METHODS
 from crossdistill.report import write_report
@@ -35,16 +35,21 @@ class Plan:
 
     def members(self) -> dict[str, Settings]:
         """The single runs by their folder below the plan's; "." where there is only one."""
-        variants = {self.settings.method.name if self.settings.teachers else "student_alone": self.settings}
+        variants = {_variant(self.settings): self.settings}
         if self.baseline:
             alone = self.settings.model_copy(update={"method": MethodSettings(name="none"), "teachers": ()})
-            variants = {"student_alone": alone, **variants}
+            variants = {_variant(alone): alone, **variants}
         runs = {
             f"{variant}/seed-{seed}": settings.model_copy(update={"seed": seed})
             for seed in self.seeds
             for variant, settings in variants.items()
         }
         return runs if len(runs) > 1 else {".": next(iter(runs.values()))}
+
+
+def _variant(settings: Settings) -> str:
+    """What tells the members of a plan apart, beside their seeds: how the student is trained."""
+    return settings.method.name if settings.teachers else "student_alone"
 
 
 def make_plan(
@@ -56,8 +61,9 @@ def make_plan(
         InputError: settings that are wrong, also when nothing else has been looked at yet.
     """
     overrides = list(overrides)
-    if any(override.partition("=")[0] == "seed" for override in overrides):
+    if "seed" in tree or any(override.partition("=")[0] == "seed" for override in overrides):
         raise InputError("seed=… among the settings", "seeds in one place", "use --seeds 0 or --seeds 0,1,2")
+    check_seeds(seeds)
     settings = settings_room.load(tree, overrides)
     if baseline and not settings.teachers:
         raise InputError("--baseline without a teacher", "a distillation to compare with", "drop --baseline")
@@ -65,6 +71,19 @@ def make_plan(
     options = settings_room.resolve_options(record.name, record.value.build, settings.method.options)
     settings = settings.model_copy(update={"method": MethodSettings(name=record.name, **options)})
     return Plan(settings.model_copy(update={"seed": seeds[0]}), seeds, baseline)
+
+
+def check_seeds(seeds: Any) -> tuple[int, ...]:
+    """The seeds of a plan: different whole numbers from 0, at least one.
+
+    Raises:
+        InputError: anything else.
+    """
+    numbers = list(seeds) if isinstance(seeds, list | tuple) else []
+    whole = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in numbers)
+    if not numbers or not whole or len(set(numbers)) < len(numbers):
+        raise InputError(f"seeds {seeds!r}", "different whole numbers from 0, such as [0, 1, 2]", "correct the seeds")
+    return tuple(numbers)
 
 
 def execute(
@@ -87,16 +106,13 @@ def execute(
     """
     members = plan.members()
     if dry_run:
-        by_variant = {folder.partition("/")[0]: settings for folder, settings in members.items()}
+        RunFolder(out).check(plan.settings, resume=resume, several=len(members) > 1)
+        by_variant = {_variant(settings): settings for settings in members.values()}
         return {
-            "dry_run": {
-                name if name != "." else settings.method.name: try_out(settings, quiet=quiet, modules=modules)
-                for name, settings in by_variant.items()
-            }
+            "dry_run": {name: try_out(one, quiet=quiet, modules=modules) for name, one in by_variant.items()},
         }
     results = run_members(plan.kind, members, out, plan.settings, resume=resume, quiet=quiet, modules=modules)
-    if process()[0] == 0:
-        write_report(out)
+    on_main(lambda: write_report(out))
     return results
 
 
@@ -114,15 +130,21 @@ def run_members(
     root = RunFolder(out)
     if set(members) == {"."}:
         return run_single(members["."], root, resume=resume, quiet=quiet, modules=modules)
-    if process()[0] == 0:
-        root.begin(settings, resume=resume)
-    parts = []
-    for name, member in members.items():
-        folder = RunFolder(out / name)
-        # A member that an earlier, stopped execution never reached is begun now.
-        going_on = resume and folder.config.exists()
-        parts.append((name, run_single(member, folder, resume=going_on, quiet=quiet, modules=modules)))
-    merged = merge(kind, parts, settings=settings.model_dump(mode="json"))
-    if process()[0] == 0:
+    connect(settings.device, settings.train.precision)
+    recorded = on_main(lambda: root.check(settings, resume=resume, several=True))
+    parts: list[tuple[str, Results]] = []
+    progress = reporter("quiet" if quiet or process()[0] else "auto")
+    for index, (name, member) in enumerate(members.items(), start=1):
+        progress.message(f"run {index} of {len(members)}: {name}")
+        results = run_single(member, RunFolder(out / name), resume=resume, quiet=quiet, modules=modules)
+        on_main(lambda: root.begin(settings))  # not before: settings that cannot be built leave no folder behind
+        parts.append((name, results))
+
+    def conclude() -> Results:
+        merged = merge(kind, parts, settings=settings.model_dump(mode="json"))
+        if recorded is not None and recorded["rows"] == merged["rows"]:
+            return recorded
         root.write_results(merged)
-    return merged
+        return merged
+
+    return on_main(conclude)

@@ -10,7 +10,7 @@ import yaml
 
 from crossdistill.errors import InputError, nearest
 from crossdistill.files import write_text, writing
-from crossdistill.runs.plan import Plan, make_plan
+from crossdistill.runs.plan import Plan, check_seeds, make_plan
 
 _PLAN_KEYS = ("description", "seeds", "baseline")
 
@@ -38,18 +38,22 @@ def copy_recipe(name: str, to: Path) -> None:
     """Copy a recipe to a file that does not exist yet."""
     if to.exists():
         raise InputError(f"{to}, which exists", "a new file", "give another name")
+    text = recipe_path(name).read_text(encoding="utf-8")
     with writing(to.parent):
         to.parent.mkdir(parents=True, exist_ok=True)
-        write_text(to, recipe_path(name).read_text(encoding="utf-8"))
+        write_text(to, text)
 
 
 def read_recipe(name: str, overrides: Iterable[str] = ()) -> Plan:
-    """The plan of a recipe after ``key=value`` overrides."""
+    """The plan of a recipe after ``key=value`` overrides; a run's ``config.yaml`` is a recipe with one seed.
+
+    Raises:
+        InputError: an unknown recipe or key, a file that is no recipe, or seeds that are none.
+    """
     tree = _tree(recipe_path(name))
     settings = {key: value for key, value in tree.items() if key not in _PLAN_KEYS}
-    return make_plan(
-        settings, overrides, seeds=tuple(tree.get("seeds", (0,))), baseline=bool(tree.get("baseline", False))
-    )
+    seeds = check_seeds(tree["seeds"]) if "seeds" in tree else (settings.pop("seed", 0),)
+    return make_plan(settings, overrides, seeds=seeds, baseline=bool(tree.get("baseline", False)))
 
 
 def _tree(path: Path) -> dict[str, Any]:

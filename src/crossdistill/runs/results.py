@@ -8,6 +8,7 @@ from typing import Any
 
 from crossdistill.analysis.compare import summarise, verdict
 from crossdistill.analysis.environment import environment
+from crossdistill.errors import InputError
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -40,7 +41,14 @@ def make_row(
 
 
 def make_results(
-    kind: str, rows: list[Row], *, data: dict[str, Any], settings: dict[str, Any], seconds: float, warnings: list[str]
+    kind: str,
+    rows: list[Row],
+    *,
+    data: dict[str, Any],
+    identity: dict[str, str | None],
+    settings: dict[str, Any],
+    seconds: float,
+    warnings: list[str],
 ) -> Results:
     """Everything that ``results.json`` holds."""
     return {
@@ -49,16 +57,35 @@ def make_results(
         "headline": headline(rows),
         "warnings": list(dict.fromkeys(warnings)),
         "data": data,
+        "identity": identity,
         "rows": rows,
         "settings": settings,
         "environment": environment(),
         "seconds": seconds,
-        "command": shlex.join(["crossdistill", *sys.argv[1:]]) if "crossdistill" in sys.argv[0] else "from Python",
+        "command": _command(),
     }
 
 
+def few_labels_note(num_labelled: int, num_train: int) -> str:
+    """What must be said beside the result of a student that has fewer labels than images."""
+    return (
+        f"the student has labels for {num_labelled} of {num_train} training images: "
+        "a teacher that saw more of them passes on what it learned there"
+    )
+
+
+def _command() -> str:
+    from_command_line = sys.argv[0].endswith(("/crossdistill", "crossdistill/__main__.py"))
+    return shlex.join(["crossdistill", *sys.argv[1:]]) if from_command_line else "from Python"
+
+
 def merge(kind: str, parts: list[tuple[str, Results]], *, settings: dict[str, Any]) -> Results:
-    """One table from the results of several runs, each given with its folder relative to the merged one."""
+    """One table from the results of several runs, each given with its folder relative to the merged one.
+
+    Raises:
+        InputError: runs on other data or of another teacher, which cannot stand in one table.
+    """
+    identity = {key: _common(key, parts) for key in ("data_sha256", "teacher_sha256")}
     rows: dict[tuple[Any, ...], Row] = {}
     for folder, results in parts:
         for row in results["rows"]:
@@ -77,10 +104,24 @@ def merge(kind: str, parts: list[tuple[str, Results]], *, settings: dict[str, An
         sorted(rows.values(), key=lambda row: order[row["role"]]),
         # The student alone trains on the labelled images only; the set that all share is the largest.
         data=max((results["data"] for _, results in parts), key=lambda data: data["num_train"]),
+        identity=identity,
         settings=settings,
         seconds=sum(results["seconds"] for _, results in parts),
         warnings=[warning for _, results in parts for warning in results["warnings"]],
     )
+
+
+def _common(key: str, parts: list[tuple[str, Results]]) -> str | None:
+    """The hash that all runs share; those without a teacher have none and fit any."""
+    found = {folder: value for folder, results in parts if (value := results["identity"][key]) is not None}
+    if len(set(found.values())) > 1:
+        shown = ", ".join(f"{folder}: {value[:12]}" for folder, value in found.items())
+        raise InputError(
+            f"runs with different {key.removesuffix('_sha256')}s in one table ({shown})",
+            "the same for all of them",
+            "restore what the first runs had, or start anew with another --out",
+        )
+    return next(iter(found.values()), None)
 
 
 def headline(rows: list[Row]) -> str | None:

@@ -13,15 +13,16 @@ from torch import nn
 
 from crossdistill.analysis import cost
 from crossdistill.contracts import ModelSpec, Teacher
-from crossdistill.engine import FitResult, Reporter, connect, evaluate, fit, reporter
+from crossdistill.engine import FitResult, Reporter, connect, evaluate, fit, from_all, on_main, reporter
 from crossdistill.export import export_student
 from crossdistill.runs.compose import Parts, compose
 from crossdistill.runs.folder import RunFolder
-from crossdistill.runs.results import Results, Row, make_results, make_row
+from crossdistill.runs.results import Results, Row, few_labels_note, make_results, make_row
 from crossdistill.settings import Settings
 from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_above_chance
 
 DRY_RUN_STEPS = 2
+DRY_RUN_BATCHES = 8
 
 
 def run_single(
@@ -32,41 +33,50 @@ def run_single(
     quiet: bool,
     modules: Mapping[str, nn.Module] | None = None,
 ) -> Results:
-    """Train one student with one seed into a run folder; a finished run is read, not run again."""
+    """Train one student with one seed into a run folder; a finished run is read, not run again.
+
+    Of several processes all train, the main one writes, and all return the same results.
+    """
     accelerator = connect(settings.device, settings.train.precision)
+    finished = on_main(lambda: folder.check(settings, resume=resume))
+    if finished is not None:
+        return finished
     parts = compose(settings, modules)
-    if accelerator.is_main_process:
-        folder.begin(settings, resume=resume)
-    if resume and folder.finished:
-        return folder.read_results()
+    on_main(folder.make)
     start = time.perf_counter()
-    progress = _reporter(quiet)
-    teacher_row = _measure_teacher(parts, accelerator, progress, allow=settings.allow_untrained_teacher)
-    fitted = _fit(parts, folder, progress)
-    final = fitted.metrics
+    progress = _reporter(accelerator, quiet=quiet)
+    teacher_top1 = _measure_teacher(parts, accelerator, progress, allow=settings.allow_untrained_teacher)
+    on_main(lambda: folder.begin(parts.settings))  # not before: with another teacher it would be another run
+    final = _fit(parts, folder, progress).metrics
     if parts.selection_loader is not parts.test_loader:
         final = evaluate(parts.student, parts.test_loader, accelerator=accelerator)
-    rows = [_student_row(parts, final), *([teacher_row] if teacher_row else [])]
-    results = _results(parts, rows, seconds=time.perf_counter() - start)
-    if accelerator.is_main_process:
+    _note_corrupt(parts)
+
+    def conclude() -> Results:
+        rows = [_student_row(parts, final), *_teacher_rows(parts, teacher_top1)]
         metrics = {"top1": final["top1"], "loss": final["loss"]}
-        export_student(parts.student, folder.student, class_names=parts.splits.class_names, metrics=metrics)
-        folder.write_results(results)
-    accelerator.wait_for_everyone()
-    return results
+        try:
+            export_student(parts.student, folder.student, class_names=parts.splits.class_names, metrics=metrics)
+        finally:  # a student that cannot be exported must not cost the figures
+            num_evaluation = final["num_samples"]
+            results = _results(parts, rows, num_evaluation=num_evaluation, seconds=time.perf_counter() - start)
+            folder.write_results(results)
+        return results
+
+    return on_main(conclude)
 
 
 def try_out(settings: Settings, *, quiet: bool, modules: Mapping[str, nn.Module] | None = None) -> dict[str, Any]:
     """Build a run and take two steps without writing anything; what was built, in plain data."""
     accelerator = connect(settings.device, settings.train.precision)
     parts = compose(settings, modules)
-    progress = _reporter(quiet)
-    teacher_row = _measure_teacher(parts, accelerator, progress, allow=True)
+    progress = _reporter(accelerator, quiet=quiet)
+    teacher_top1 = _measure_teacher(parts, accelerator, progress, allow=True, max_batches=DRY_RUN_BATCHES)
     fitted = _fit(parts, None, progress, max_steps=DRY_RUN_STEPS)
     return {
         "student": _plain(parts.student.spec),
         "teacher": _plain(parts.teacher.spec) if parts.teacher else None,
-        "teacher_top1": teacher_row["top1_mean"] if teacher_row else None,
+        "teacher_top1": teacher_top1,
         "method": {"name": settings.method.name, "num_parameters": _num_parameters(parts.method)},
         "num_train": len(parts.train_loader.ids),
         "num_labelled": parts.num_labelled,
@@ -76,39 +86,34 @@ def try_out(settings: Settings, *, quiet: bool, modules: Mapping[str, nn.Module]
     }
 
 
-def _measure_teacher(parts: Parts, accelerator: Accelerator, progress: Reporter, *, allow: bool) -> Row | None:
+def _measure_teacher(
+    parts: Parts, accelerator: Accelerator, progress: Reporter, *, allow: bool, max_batches: int | None = None
+) -> float | None:
+    """The teacher's accuracy, said before the first step; one at chance is refused unless that is allowed."""
     teacher = parts.teacher
     if teacher is None:
         return None
-    if isinstance(teacher, nn.Module):
-        teacher.to(accelerator.device)
-    metrics = evaluate(teacher, parts.test_loader, accelerator=accelerator)
-    split = parts.splits.evaluation_name
-    progress.message(f"teacher {teacher.spec.name}: top-1 {metrics['top1']:.2%} on {split}")
-    warning = check_above_chance(metrics["top1"], metrics["num_samples"], teacher.spec.num_classes, allow=allow)
+    metrics = evaluate(teacher, parts.test_loader, accelerator=accelerator, max_batches=max_batches)
+    top1: float = metrics["top1"]
+    shown = f"{parts.splits.evaluation_name} ({metrics['num_samples']} images)"
+    progress.message(f"teacher {teacher.spec.name}: top-1 {top1:.2%} on {shown}")
+    warning = check_above_chance(top1, metrics["num_samples"], teacher.spec.num_classes, allow=allow)
     if warning:
         parts.warnings.append(warning)
         progress.message(f"warning: {warning}")
-    return make_row(
-        "teacher",
-        teacher.spec.name,
-        seed=parts.settings.seed,
-        top1=metrics["top1"],
-        folder=None,
-        cost=_teacher_cost(teacher),
-    )
+    return top1
 
 
 def _fit(parts: Parts, folder: RunFolder | None, progress: Reporter, *, max_steps: int | None = None) -> FitResult:
     settings = parts.settings
-    given = settings.model_dump(mode="json", include={"data", "method", "student"})
+    given = settings.model_dump(mode="json", include={"data", "method", "student"}) | parts.identity()
     return fit(
         parts.student,
         parts.method,
         parts.teacher,
         parts.train_loader,
         parts.selection_loader,
-        settings=settings.train,
+        settings=parts.train,
         seed=settings.seed,
         device=settings.device,
         out=folder.root if folder else None,
@@ -133,12 +138,29 @@ def _student_row(parts: Parts, final: dict[str, Any]) -> Row:
     )
 
 
-def _results(parts: Parts, rows: list[Row], *, seconds: float) -> Results:
-    corrupt = parts.train_loader.corrupt | parts.test_loader.corrupt
+def _teacher_rows(parts: Parts, top1: float | None) -> list[Row]:
+    teacher = parts.teacher
+    if teacher is None or top1 is None:
+        return []
+    name, seed = teacher.spec.name, parts.settings.seed
+    return [make_row("teacher", name, seed=seed, top1=top1, folder=None, cost=_teacher_cost(teacher))]
+
+
+def _note_corrupt(parts: Parts) -> None:
+    """A warning that names unreadable images; each process has met only its own."""
+    corrupt: dict[str, str] = {}
+    for one in from_all(parts.train_loader.corrupt | parts.selection_loader.corrupt | parts.test_loader.corrupt):
+        corrupt |= one
     if corrupt:
         first = "; ".join(f"{where} ({reason})" for where, reason in list(corrupt.items())[:3])
-        parts.warnings.append(f"{len(corrupt)} unreadable images were left out, first {first}")
+        what = "1 unreadable image was" if len(corrupt) == 1 else f"{len(corrupt)} unreadable images were"
+        parts.warnings.append(f"{what} left out: {first}{' …' if len(corrupt) > 3 else ''}")
+
+
+def _results(parts: Parts, rows: list[Row], *, num_evaluation: int, seconds: float) -> Results:
     settings = parts.settings
+    if parts.num_labelled < parts.num_train and parts.teacher is not None:
+        parts.warnings.append(few_labels_note(parts.num_labelled, parts.num_train))
     return make_results(
         "distill" if parts.teacher else "train",
         rows,
@@ -148,8 +170,9 @@ def _results(parts: Parts, rows: list[Row], *, seconds: float) -> Results:
             "num_train": len(parts.train_loader.ids),
             "num_labelled": parts.num_labelled,
             "evaluation_split": parts.splits.evaluation_name,
-            "num_evaluation": len(parts.splits.evaluation.targets),
+            "num_evaluation": num_evaluation,
         },
+        identity=parts.identity(),
         settings=settings.model_dump(mode="json"),
         seconds=seconds,
         warnings=parts.warnings,
@@ -177,8 +200,8 @@ def _teacher_cost(teacher: Teacher) -> dict[str, Any] | None:
     return None
 
 
-def _reporter(quiet: bool) -> Reporter:
-    return reporter("quiet" if quiet else "auto")
+def _reporter(accelerator: Accelerator, *, quiet: bool) -> Reporter:
+    return reporter("quiet" if quiet or not accelerator.is_main_process else "auto")
 
 
 def _num_parameters(module: nn.Module) -> int:
@@ -187,5 +210,3 @@ def _num_parameters(module: nn.Module) -> int:
 
 def _plain(spec: ModelSpec) -> dict[str, Any]:
     return {key: value for key, value in asdict(spec).items() if key != "class_names"}
-
-

@@ -50,7 +50,7 @@ def test_plain_state_passes_through_json_unchanged(tree):
         torch.tensor([float("nan"), float("inf"), -0.0]),
         torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
     ],
-    ids=str,
+    ids=lambda tensor: f"{tensor.dtype}-{tuple(tensor.shape)}-{tensor.stride()}",
 )
 def test_tensors_come_back_with_the_same_bits(tmp_path, tensor):
     back = load(save(tmp_path, 1, {"part": {"a": [tensor, {0: tensor}]}})).state["part"]["a"]

@@ -1,6 +1,7 @@
 """Names, sizes, arguments and weights that ``build`` takes, and every way in which they can be wrong."""
 
 import json
+import shlex
 
 import pytest
 import safetensors.torch
@@ -10,6 +11,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from crossdistill.errors import InputError
+from crossdistill.export import export_student
 from crossdistill.models import StagedModel, build, list_models
 
 CLASSES = ["ant", "bee", "cat"]
@@ -110,6 +112,23 @@ def test_a_folder_remembers_size_and_arguments(tmp_path):
     assert same_weights(timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True), model.net)
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_folder_remembers_the_number_of_classes_and_the_size(name, tmp_path):
+    """Also where the constructor takes no size, as with most CNNs."""
+    model = build(name, num_classes=3, image_size=48, in_chans=1)
+    export_student(model, tmp_path / "m", class_names=CLASSES, metrics={})
+    for again in (build(str(tmp_path / "m")), build(f"{name}@{tmp_path / 'm'}", num_classes=3)):
+        assert again.spec.input == model.spec.input
+        assert again.spec.class_names == tuple(CLASSES)
+        assert same_weights(again.net, model.net)
+
+
+def test_a_number_of_classes_that_nothing_states(file):
+    for name in ("test_resnet", f"test_resnet@{file}", nn.Linear(3, 3)):
+        with pytest.raises(InputError, match="which does not say how many classes it has"):
+            build(name)
+
+
 def test_classes_are_matched_by_name(saved, folder):
     order = ["cat", "ant", "bee"]
     model = build(str(folder), num_classes=3, class_names=order).eval()
@@ -128,6 +147,23 @@ def test_other_classes_are_refused_but_may_be_started_from(saved, folder):
     model = build("test_resnet", num_classes=3, class_names=other, init=str(folder))
     assert torch.equal(model.net.conv1[0].weight, saved.net.conv1[0].weight)
     assert not torch.equal(model.net.fc.weight, saved.net.fc.weight)
+
+
+def test_the_command_that_fine_tunes_carries_what_the_network_was_built_with(tmp_path):
+    args = {"patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    export_student(
+        build("vit_tiny_patch16_224", num_classes=3, image_size=16, **args),
+        tmp_path / "m",
+        class_names=CLASSES,
+        metrics={},
+    )
+    with pytest.raises(InputError) as caught:
+        build(str(tmp_path / "m"), num_classes=5)
+    words = shlex.split(caught.value.action.partition(": ")[2])
+    given = dict(word.removeprefix("student.args.").split("=") for word in words if "=" in word)
+    assert {key: int(value) for key, value in given.items()} == args
+    name, init, size = (words[words.index(option) + 1] for option in ("--model", "--init", "--image-size"))
+    assert build(name, num_classes=5, image_size=int(size), init=init, **args).spec.num_classes == 5
 
 
 def test_a_head_of_another_size_is_refused_but_may_be_started_from(saved, file):

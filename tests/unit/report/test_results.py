@@ -15,6 +15,8 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert results == as_results(sample_results())
     assert as_results(results) is results
     assert results.baseline.label == "Student alone"
+    (trained,) = as_results(sample_results(rows=[sample_results()["rows"][0]])).rows
+    assert trained.label == "Trained on labels"  # nothing was distilled, so there is no student
     assert [row.label for row in results.distilled] == ["Distilled (kd)", "Distilled (ofa)"]
     assert list(results.distilled[0].by_seed) == [0, 1, 2]
 

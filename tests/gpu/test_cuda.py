@@ -1,0 +1,70 @@
+"""The same runs on a CUDA device: every precision trains, resume is exact, and evaluation agrees with the CPU."""
+
+import json
+
+import pytest
+import torch
+
+import crossdistill
+from crossdistill.runs import execute, make_plan
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+STUDENT = {"name": "timm/test_resnet", "image_size": 32}
+
+
+def plan(*overrides, method="none", teacher=None):
+    tree = {
+        "student": STUDENT,
+        "data": {"source": "digits"},
+        "train": {"epochs": 3, "batch_size": 64},
+        "device": "cuda",
+    }
+    if teacher is not None:
+        tree |= {"teachers": [{"name": str(teacher)}], "method": {"name": method}}
+    return make_plan(tree, overrides)
+
+
+def weights(run):
+    return (run / "student" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A trained teacher of another family."""
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    tree = {"student": {"name": "timm/test_vit", "image_size": 32}, "data": {"source": "digits"},
+            "train": {"epochs": 8, "batch_size": 64}, "device": "cuda"}  # fmt: skip
+    execute(make_plan(tree), out, quiet=True)
+    return out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("method", ["kd", "dkd", "dist", "ofa"])
+def test_every_method_trains_in_every_precision(teacher, method, precision, tmp_path):
+    plan_ = plan(f"train.precision={precision}", "train.clip_grad=5", method=method, teacher=teacher)
+    results = execute(plan_, tmp_path / "run", quiet=True)
+    assert results["rows"][0]["top1_mean"] > 0.5
+
+
+def test_a_resumed_run_is_the_undisturbed_one(teacher, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    execute(plan(method="ofa", teacher=teacher), whole, quiet=True)
+    execute(plan(method="ofa", teacher=teacher), parts, quiet=True)
+    newest = max((parts / "checkpoints").iterdir())
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    (parts / "results.json").unlink()
+    execute(plan(method="ofa", teacher=teacher), parts, resume=True, quiet=True)
+    assert weights(whole) == weights(parts)
+
+
+def test_evaluation_agrees_with_the_cpu(teacher):
+    on = {device: crossdistill.evaluate(teacher, device=device) for device in ("cpu", "cuda")}
+    assert on["cpu"]["num_samples"] == on["cuda"]["num_samples"]
+    assert abs(on["cpu"]["top1"] - on["cuda"]["top1"]) <= 1 / on["cpu"]["num_samples"]
+    assert json.dumps(on["cuda"])

@@ -1,0 +1,164 @@
+"""Parts of a run fit together: first weights, who sees which images, what selects, and whose modules are touched."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import crossdistill
+from crossdistill.contracts import UNLABELLED
+from crossdistill.errors import InputError
+from crossdistill.registry import METHODS
+from crossdistill.runs import make_plan
+from crossdistill.runs.compose import compose, model_of
+
+
+class TinyNet(nn.Module):
+    """Not of timm: grey images, one convolution, a linear head."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        return self.head(self.norm(self.conv(images)).relu().mean((2, 3)))
+
+
+STUDENT = {"name": "timm/test_resnet", "image_size": 16}
+TEACHERS = [STUDENT]
+METHOD_NAMES = [record.name for record in METHODS]
+TEACHING = [record.name for record in METHODS if record.value.needs]
+
+
+def parts_of(method, *overrides, seed=0, modules=None, student=STUDENT, teachers=TEACHERS):
+    tree = {"student": student, "data": {"source": "digits"}, "method": {"name": method}}
+    tree["teachers"] = teachers if METHODS.get(method).value.needs else []
+    return compose(make_plan(tree, overrides, seeds=(seed,)).settings, modules)
+
+
+def state_of(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_seed_gives_the_student_the_same_first_weights_whatever_trains_it():
+    first = state_of(parts_of(METHOD_NAMES[0]).student)
+    for method in METHOD_NAMES[1:]:
+        assert equal(state_of(parts_of(method).student), first), method
+    ensemble = [*TEACHERS, {"name": "timm/test_vit", "image_size": 16}]
+    assert equal(state_of(parts_of("kd", teachers=ensemble).student), first)
+    assert not equal(state_of(parts_of("kd", seed=1).student), first)
+
+
+def test_a_seed_gives_the_method_the_same_first_weights_whatever_the_student_drew():
+    first = state_of(parts_of("ofa").method)
+    assert first
+    assert equal(state_of(parts_of("ofa").method), first)
+    assert not equal(state_of(parts_of("ofa", seed=1).method), first)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_only_a_student_with_a_teacher_sees_images_without_a_label(method):
+    parts = parts_of(method, "data.labels_per_class=3", "train.batch_size=2000")
+    targets = parts.splits.train.targets
+    (batches,) = parts.train_loader.epoch(0)
+    seen = torch.cat([batch.sample_id for batch in batches]).numpy()
+    known = torch.cat([batch.target for batch in batches]).numpy()
+    labelled = known != UNLABELLED
+    assert parts.num_labelled == labelled.sum() == 30
+    assert np.array_equal(known[labelled], targets[seen[labelled]])
+    assert np.array_equal(np.bincount(known[labelled]), [3] * 10)
+    assert len(seen) == (len(targets) if method in TEACHING else 30)
+
+
+def test_the_labels_depend_on_the_seed_alone():
+    def labelled(method, seed):
+        loader = parts_of(method, "data.labels_per_class=3", "train.batch_size=2000", seed=seed).train_loader
+        (batch,) = next(loader.epoch(0))
+        return set(batch.sample_id[batch.target != UNLABELLED].tolist())
+
+    assert labelled("none", 0) == labelled("kd", 0)
+    assert labelled("none", 1) == labelled("kd", 1) != labelled("kd", 0)
+
+
+def test_the_best_epoch_is_selected_on_training_images_that_do_not_train():
+    parts = parts_of("kd", "train.select=best", "data.val_share=0.2", "data.labels_per_class=5")
+    train, selection = set(parts.train_loader.ids), set(parts.selection_loader.ids)
+    everything = len(parts.splits.train.targets)
+    assert not train & selection
+    assert len(train | selection) == everything == 1437
+    assert len(selection) == round(0.2 * everything)
+    shown = next(iter(parts.selection_loader))
+    source_targets = parts.splits.train.targets
+    assert torch.equal(shown.target, torch.from_numpy(source_targets[shown.sample_id]))  # all labelled, of these images
+    assert parts.test_loader is not parts.selection_loader
+    assert len(parts.test_loader.ids) == 360
+
+
+def test_without_selection_epochs_are_measured_on_the_test_images():
+    parts = parts_of("kd")
+    assert parts.selection_loader is parts.test_loader
+    assert len(parts.train_loader.ids) == 1437
+
+
+@pytest.mark.parametrize(("given", "size"), [([], 128), (["train.device_batch_size=16"], 16)])
+def test_no_more_images_are_evaluated_at_once_than_a_device_trains_on(given, size):
+    parts = parts_of("kd", "train.batch_size=128", *given)
+    assert {loader.batch_size for loader in (parts.test_loader, parts.selection_loader)} == {size}
+    assert len(next(iter(parts.test_loader))) == size
+
+
+OBJECTS = {
+    "plain": (lambda: TinyNet(), {"image_size": 8}),
+    "timm": (lambda: timm.create_model("test_resnet", num_classes=10), {"image_size": 16}),
+    "staged": (lambda: crossdistill.build("timm/test_resnet", num_classes=10, image_size=16), {}),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_modules_are_copied_and_start_from_their_own_weights(kind):
+    make, settings = OBJECTS[kind]
+    student, teacher = make().train(), make().train()
+    before = [state_of(student), state_of(teacher)]
+    modules = {"mine": student, "theirs": teacher}
+    given = {"student": {"name": "mine", **settings}, "teachers": [{"name": "theirs", **settings}]}
+    parts, other = (parts_of("kd", seed=seed, modules=modules, **given) for seed in (0, 1))
+    assert equal(state_of(parts.student.net), state_of(getattr(student, "net", student)))
+    assert equal(state_of(parts.student), state_of(other.student))
+    with torch.no_grad():
+        for parameter in [*parts.student.parameters(), *parts.teacher.parameters()]:
+            parameter.zero_()
+    parts.student.eval()
+    assert [equal(state_of(one), was) for one, was in zip((student, teacher), before, strict=True)] == [True, True]
+    assert all(module.training for one in (student, teacher) for module in one.modules())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    assert not equal(state_of(other.student), state_of(parts.student))
+
+
+def test_a_module_s_facts_are_measured():
+    parts = parts_of("kd", modules={"mine": TinyNet()}, student={"name": "mine", "image_size": 8})
+    spec = parts.student.spec
+    assert (spec.name, spec.family, spec.num_classes) == ("TinyNet", "cnn", 10)
+    assert (spec.input.num_channels, spec.input.image_size) == (1, (8, 8))
+    (batch,) = next(parts.train_loader.epoch(0))
+    assert batch.images["student"].shape == (128, 1, 8, 8)
+    assert batch.images["teacher0"].shape == (128, 3, 16, 16)
+
+
+def test_a_staged_model_keeps_its_name_and_size():
+    staged = crossdistill.build("timm/test_resnet", num_classes=10, image_size=24)
+    settings = make_plan({"student": {"name": "mine"}, "data": {"source": "digits"}}).settings
+    copied = model_of(settings.student, tuple("0123456789"), {"mine": staged})
+    assert (copied.spec.name, copied.spec.input) == ("test_resnet", staged.spec.input)
+    assert copied is not staged
+
+
+def test_a_head_of_another_size_is_refused():
+    with pytest.raises(InputError, match="TinyNet, whose output is"):
+        parts_of("kd", modules={"mine": TinyNet(7)}, student={"name": "mine", "image_size": 8})
