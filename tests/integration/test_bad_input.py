@@ -189,6 +189,12 @@ CASES = {
         "10 classes, as the data have",
         "crossdistill train --model mixer_tiny --init {thousand} --data",
     ),
+    "pretrained weights with another head": (
+        f"{DISTILL} --teacher test_resnet@pretrained",
+        "test_resnet@pretrained, whose head has 1000 classes, for data of 10",
+        "the data's classes",
+        "crossdistill train --model test_resnet --init pretrained --data",
+    ),
     "another architecture": (
         f"{TRAIN} --model resmlp_tiny@{{thousand}}",
         "{thousand}, which lacks 'blocks.0.",

@@ -297,7 +297,7 @@ def test_pretrained_weights_that_cannot_be_fetched(monkeypatch):
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
     with pytest.raises(InputError, match="no route to host"):
-        build("test_resnet@pretrained", num_classes=3)
+        build("test_resnet@pretrained", num_classes=1000)
 
 
 def test_pretrained_weights_are_asked_for(monkeypatch):
@@ -305,10 +305,18 @@ def test_pretrained_weights_are_asked_for(monkeypatch):
     monkeypatch.setattr(
         "timm.models._builder.load_pretrained", lambda model, **kwargs: asked.append(kwargs["num_classes"])
     )
-    build("test_resnet@pretrained", num_classes=3)
+    build("test_resnet@pretrained", num_classes=1000)
     build("test_resnet", num_classes=4, init="pretrained")
     build("test_resnet", num_classes=5)
-    assert asked == [3, 4]
+    assert asked == [1000, 4]
+
+
+def test_pretrained_weights_of_other_classes_are_refused():
+    """Where timm would quietly draw a new head at random."""
+    with pytest.raises(
+        InputError, match=r"head has 1000 classes, for data of 3[\s\S]*--model test_resnet --init pretrained"
+    ):
+        build("test_resnet@pretrained", num_classes=3)
 
 
 def test_as_many_names_as_classes():
