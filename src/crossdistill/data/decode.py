@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -113,4 +114,8 @@ class EncodedSource(ABC):
 
     @cached_property
     def _shape(self) -> tuple[int | None, tuple[int, int] | None]:
-        return probe_shape(len(self), lambda index: shape_of(self.file(index), self.describe(index)))
+        return probe_shape(self._probes(), lambda index: shape_of(self.file(index), self.describe(index)))
+
+    def _probes(self) -> NDArray[np.int64]:
+        """Images that may be looked at to learn the shape."""
+        return np.arange(len(self), dtype=np.int64)

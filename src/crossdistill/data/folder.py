@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from crossdistill.data.decode import EncodedSource
 from crossdistill.data.source import Splits, check_several_classes
-from crossdistill.data.splits import fixed_split
+from crossdistill.data.splits import hold_out
 from crossdistill.errors import InputError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _LAYOUT = "train/ and val/ (or test/) with one folder a class, or one folder a class directly"
-_HELD_OUT_SHARE = 0.2
 
 
 class FolderSource(EncodedSource):
@@ -42,6 +41,8 @@ class FolderSource(EncodedSource):
 def open_folder(root: Path) -> Splits:
     """Find the images below ``root``; test/ is the evaluation split if there is one, else val/, else a fixed 20 %.
 
+    Beside test/, val/ is the validation split.
+
     Raises:
         InputError: no such folder, no class folder, a class without images, splits with different classes.
     """
@@ -51,12 +52,13 @@ def open_folder(root: Path) -> Splits:
     if not (root / "train").is_dir():
         return _split(_tree(root))
     train = _tree(root / "train")
-    evaluation_name = next((split for split in ("test", "val") if (root / split).is_dir()), None)
-    if evaluation_name is None:
+    names = [split for split in ("test", "val") if (root / split).is_dir()]
+    if not names:
         return _split(train)
-    evaluation = _tree(root / evaluation_name)
-    _check_same_classes(train, evaluation)
-    return Splits(train, evaluation, evaluation_name)
+    others = [_tree(root / name) for name in names]
+    for other in others:
+        _check_same_classes(train, other)
+    return Splits(train, others[0], names[0], validation=others[1] if len(others) > 1 else None)
 
 
 def _tree(root: Path) -> FolderSource:
@@ -117,11 +119,8 @@ def _check_same_classes(train: FolderSource, evaluation: FolderSource) -> None:
 
 
 def _split(source: FolderSource) -> Splits:
-    num_held_out = round(len(source) * _HELD_OUT_SHARE)
-    parts = [
-        FolderSource(f"{source.name} ({part})", [source.paths[i] for i in ids], source.targets[ids], source.class_names)
-        for part, ids in zip(
-            ("train", "val"), fixed_split(source.targets, num_held_out, source.class_names), strict=True
-        )
-    ]
-    return Splits(parts[0], parts[1], "val")
+    def part(name: str, ids: NDArray[np.int64]) -> FolderSource:
+        paths = [source.paths[index] for index in ids]
+        return FolderSource(f"{source.name} ({name})", paths, source.targets[ids], source.class_names)
+
+    return hold_out(source.targets, source.class_names, part)

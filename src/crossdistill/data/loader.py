@@ -12,7 +12,7 @@ from crossdistill.data.augment import EvalTransform, TrainTransform, resolve_aug
 from crossdistill.data.feed import Batches, Feed
 from crossdistill.data.held import HeldSource
 from crossdistill.data.pixels import check_channels
-from crossdistill.data.sampler import batches, check_sizes, num_micro_batches, num_steps
+from crossdistill.data.sampler import batches, check_sizes, num_steps
 from crossdistill.data.source import Source
 from crossdistill.settings import AugmentSettings
 
@@ -67,12 +67,6 @@ class TrainLoader:
         return num_steps(len(self.ids), self.batch_size)
 
     @property
-    def micro_batches_per_step(self) -> int:
-        """Micro-batches of this process in each step."""
-        share = -(-min(self.batch_size, len(self.ids)) // self.world_size)
-        return num_micro_batches(share, self.device_batch_size)
-
-    @property
     def corrupt(self) -> dict[str, str]:
         """Images that could not be read so far: path or row -> reason."""
         return self._feed.corrupt
@@ -118,7 +112,6 @@ class EvalLoader:
     ) -> None:
         everything = np.arange(len(source.targets), dtype=np.int64) if ids is None else np.sort(ids)
         self.ids, self.batch_size = np.array_split(everything, world_size)[rank], batch_size
-        self.num_images = len(everything)
         dataset = Batches(_held(source, views), source.targets, EvalTransform(dict(views)))
         self._feed = Feed(dataset, len(everything), workers=workers, max_corrupt_share=max_corrupt_share)
 

@@ -23,7 +23,8 @@ def open_source(settings: DataSettings) -> Splits:
         InputError: unknown source, or one that is not as its kind must be.
     """
     splits = _open(settings)
-    return Splits(HeldSource(splits.train), HeldSource(splits.evaluation), splits.evaluation_name)
+    validation = HeldSource(splits.validation) if splits.validation is not None else None
+    return Splits(HeldSource(splits.train), HeldSource(splits.evaluation), splits.evaluation_name, validation)
 
 
 def _open(settings: DataSettings) -> Splits:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from crossdistill.data.decode import EncodedSource
+from crossdistill.data.row_groups import RowGroups, read_column, read_metadata
 from crossdistill.data.source import CorruptImage, Splits, check_several_classes
-from crossdistill.data.splits import fixed_split
+from crossdistill.data.splits import hold_out
 from crossdistill.errors import InputError, nearest
 
 _EVALUATION_SPLITS = {"test": "test", "val": "val", "validation": "val"}
-_HELD_OUT_SHARE = 0.2
 
 
 class ParquetSource(EncodedSource):
-    """Rows of parquet files; a file's images are read when the first of them is asked for, and kept encoded.
+    """Rows of parquet files, whose images are read in row groups when one of them is asked for.
 
     Args:
         rows: the rows of this source, counted over all files ``(N,)``.
@@ -39,16 +39,11 @@ class ParquetSource(EncodedSource):
         class_names: tuple[str, ...],
     ) -> None:
         self.name, self.targets, self.class_names = name, targets, class_names
-        self._files, self._column, self._rows = files, column, rows
-        self._ends = np.cumsum([_metadata(file).num_rows for file in files])
-        self._images: dict[int, Any] = {}
+        self._rows, self._cells = rows, RowGroups(files, column)
 
     def file(self, index: int) -> io.BytesIO:
         """The encoded image of that row."""
-        shard, row = self._place(index)
-        if shard not in self._images:
-            self._images[shard] = _column(self._files[shard], self._column)
-        cell = self._images[shard][row].as_py()
+        cell = self._cells[int(self._rows[index])]
         content = cell["bytes"] if isinstance(cell, dict) else cell
         if content is None:
             raise CorruptImage(self.describe(index), "the row holds no image bytes")
@@ -56,31 +51,29 @@ class ParquetSource(EncodedSource):
 
     def describe(self, index: int) -> str:
         """File and row (from 0) of the image."""
-        shard, row = self._place(index)
-        return f"{self._files[shard]}, row {row}"
+        file, row = self._cells.place(int(self._rows[index]))
+        return f"{file}, row {row}"
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _place(self, index: int) -> tuple[int, int]:
-        row = int(self._rows[index])
-        shard = int(np.searchsorted(self._ends, row, side="right"))
-        return shard, row - (int(self._ends[shard - 1]) if shard else 0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_images": {}}  # a worker process reads the files itself
+    def _probes(self) -> NDArray[np.int64]:
+        """Images of the first and the last row group, so that no more than these are read to learn the shape."""
+        groups = self._cells.group_of(self._rows)
+        return np.flatnonzero(np.isin(groups, [*groups[:1], *groups[-1:]]))
 
 
 def open_parquet(root: Path, *, image_column: str, label_column: str) -> Splits:
     """Open a folder with ``train-*`` and ``test-*`` (or ``val-*``) files, or one file that is split 80/20.
 
-    Classes are named by the Hugging Face metadata of the file if there are any, else by the labels themselves.
+    Beside ``test-*``, ``val-*`` or ``validation-*`` is the validation split. Classes are named by the Hugging Face
+    metadata of the file if there are any, else by the labels themselves.
 
     Raises:
         InputError: no such path, unreadable file, unknown column, labels that are missing, negative or unknown.
     """
-    train_files, evaluation_files, evaluation_name = _shards(root)
-    for file in [*train_files, *evaluation_files]:
+    train_files, others = _shards(root)
+    for file in chain(train_files, *others.values()):
         _check_columns(file, image_column, label_column)
     values = _labels(train_files, label_column)
     class_names = _names_in_metadata(train_files[0], label_column)
@@ -88,27 +81,26 @@ def open_parquet(root: Path, *, image_column: str, label_column: str) -> Splits:
     class_names = class_names or tuple(map(str, classes))
     targets = _targets(values, classes, train_files, label_column)
     check_several_classes(class_names, targets, f"parquet files of {root}")
-    rows = np.arange(len(targets), dtype=np.int64)
-    if evaluation_files:
-        train = ParquetSource(f"{root} (train)", train_files, image_column, rows, targets, class_names)
-        values = _labels(evaluation_files, label_column)
-        rows, targets = np.arange(len(values)), _targets(values, classes, evaluation_files, label_column)
-        name = f"{root} ({evaluation_name})"
-        evaluation = ParquetSource(name, evaluation_files, image_column, rows, targets, class_names)
-        return Splits(train, evaluation, evaluation_name)
-    train, evaluation = (
-        ParquetSource(f"{root} ({part})", train_files, image_column, ids, targets[ids], class_names)
-        for part, ids in zip(
-            ("train", "val"), fixed_split(targets, round(len(rows) * _HELD_OUT_SHARE), class_names), strict=True
-        )
-    )
-    return Splits(train, evaluation, "val")
+
+    def part(name: str, ids: NDArray[np.int64]) -> ParquetSource:
+        return ParquetSource(f"{root} ({name})", train_files, image_column, ids, targets[ids], class_names)
+
+    def whole(name: str, files: Sequence[Path]) -> ParquetSource:
+        own = _targets(_labels(files, label_column), classes, files, label_column)
+        return ParquetSource(f"{root} ({name})", files, image_column, np.arange(len(own)), own, class_names)
+
+    if not others:
+        return hold_out(targets, class_names, part)
+    evaluation_name, *rest = others
+    sources = {name: whole(name, files) for name, files in others.items()}
+    train = part("train", np.arange(len(targets)))
+    return Splits(train, sources[evaluation_name], evaluation_name, sources[rest[0]] if rest else None)
 
 
-def _shards(root: Path) -> tuple[list[Path], list[Path], str]:
-    """Training files, evaluation files (none: the training files are to be split) and the evaluation's name."""
+def _shards(root: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Training files, and those of "test" and "val", test first (none: the training files are to be split)."""
     if root.is_file():
-        return [root], [], "val"
+        return [root], {}
     files = sorted(root.glob("*.parquet")) or sorted(root.glob("data/*.parquet"))
     if not files:
         problem = "holds no .parquet file" if root.is_dir() else "does not exist"
@@ -119,12 +111,13 @@ def _shards(root: Path) -> tuple[list[Path], list[Path], str]:
     for file in files:
         by_split.setdefault(file.stem.split("-")[0], []).append(file)
     if "train" in by_split:
-        for split, evaluation_name in _EVALUATION_SPLITS.items():
+        others: dict[str, list[Path]] = {}
+        for split, name in _EVALUATION_SPLITS.items():
             if split in by_split:
-                return by_split["train"], by_split[split], evaluation_name
-        return by_split["train"], [], "val"
+                others.setdefault(name, by_split[split])
+        return by_split["train"], others
     if len(files) == 1:
-        return files, [], "val"
+        return files, {}
     raise InputError(
         f"folder {root} with {', '.join(file.name for file in files[:8])}{' …' if len(files) > 8 else ''}",
         "files named train-*.parquet and test-*.parquet (or val-*, validation-*)",
@@ -132,26 +125,8 @@ def _shards(root: Path) -> tuple[list[Path], list[Path], str]:
     )
 
 
-def _metadata(file: Path) -> Any:
-    try:
-        return pq.read_metadata(file)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from error
-
-
-def _column(file: Path, column: str) -> Any:
-    try:
-        return pq.read_table(file, columns=[column], memory_map=True, partitioning=None)[column]
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: Path, error: Exception) -> InputError:
-    return InputError(f"parquet file {file}: {error}", "a complete parquet file", "fetch or write the file again")
-
-
 def _check_columns(file: Path, image_column: str, label_column: str) -> None:
-    schema = _metadata(file).schema.to_arrow_schema()
+    schema = read_metadata(file).schema.to_arrow_schema()
     for key, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in schema.names:
             raise InputError(
@@ -170,7 +145,7 @@ def _check_columns(file: Path, image_column: str, label_column: str) -> None:
 
 
 def _names_in_metadata(file: Path, column: str) -> tuple[str, ...] | None:
-    stored = (_metadata(file).schema.to_arrow_schema().metadata or {}).get(b"huggingface")
+    stored = (read_metadata(file).schema.to_arrow_schema().metadata or {}).get(b"huggingface")
     try:
         names = json.loads(stored)["info"]["features"][column]["names"] if stored else None
     except (ValueError, KeyError, TypeError):
@@ -182,7 +157,7 @@ def _labels(files: Sequence[Path], column: str) -> list[Any]:
     """Labels of all rows, as integers or strings."""
     values: list[Any] = []
     for file in files:
-        labels = _column(file, column)
+        labels = read_column(file, column)
         if labels.null_count:
             row = labels.to_pylist().index(None)
             raise InputError(

@@ -38,7 +38,8 @@ def batches(
 
     Step k of all processes together is the k-th run of ``batch_size`` samples of the permutation, whatever the
     number of processes and the size of micro-batches. Pairs of neighbours stay in one micro-batch, so shares and
-    micro-batches differ by one pair where the batch does not divide evenly.
+    micro-batches differ by one pair where the batch does not divide evenly. A single last sample joins the
+    micro-batch before it, which may then be one larger than ``device_batch_size``.
 
     Raises:
         InputError: the batch does not divide over the processes, or a device cannot take one pair.
@@ -49,16 +50,8 @@ def batches(
     for step in range(num_steps(num_samples, batch_size, drop_last=drop_last)):
         whole = order[step * batch_size : (step + 1) * batch_size]
         share = _split_pairs(whole, world_size)[rank]
-        steps.append(_split_pairs(share, num_micro_batches(len(share), device_batch_size)))
+        steps.append(_join_single(_split_pairs(share, _num_micro_batches(len(share), device_batch_size))))
     return steps
-
-
-def num_micro_batches(num_samples: int, device_batch_size: int | None) -> int:
-    """Micro-batches needed for one process's share of a batch."""
-    if device_batch_size is None or num_samples <= device_batch_size:
-        return 1 if num_samples else 0
-    num_pairs, pairs_at_once = (num_samples + 1) // 2, device_batch_size // 2
-    return -(-num_pairs // pairs_at_once)
 
 
 def check_sizes(num_samples: int, batch_size: int, world_size: int, device_batch_size: int | None) -> None:
@@ -84,6 +77,13 @@ def check_sizes(num_samples: int, batch_size: int, world_size: int, device_batch
         )
 
 
+def _num_micro_batches(num_samples: int, device_batch_size: int | None) -> int:
+    if device_batch_size is None or num_samples <= device_batch_size:
+        return 1 if num_samples else 0
+    num_pairs, pairs_at_once = (num_samples + 1) // 2, device_batch_size // 2
+    return -(-num_pairs // pairs_at_once)
+
+
 def _split_pairs(samples: Positions, num_parts: int) -> list[Positions]:
     """Contiguous parts of whole pairs, as equal as can be."""
     if num_parts == 0:
@@ -91,3 +91,10 @@ def _split_pairs(samples: Positions, num_parts: int) -> list[Positions]:
     num_pairs = (len(samples) + 1) // 2
     ends = [2 * (num_pairs * part // num_parts) for part in range(1, num_parts)]
     return np.split(samples, ends)
+
+
+def _join_single(parts: list[Positions]) -> list[Positions]:
+    if len(parts) < 2 or len(parts[-1]) > 1:
+        return parts
+    # Batch normalisation of a single sample fails in training where its map has shrunk to one pixel.
+    return [*parts[:-2], np.concatenate(parts[-2:])]

@@ -64,11 +64,15 @@ class CorruptImage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The training images and those that accuracy is reported on (``evaluation_name``: "test" or "val")."""
+    """The training images and those that accuracy is reported on (``evaluation_name``: "test" or "val").
+
+    ``validation`` holds the images of val beside test: they may select the best epoch, and are never reported on.
+    """
 
     train: Source
     evaluation: Source
     evaluation_name: str
+    validation: Source | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -85,15 +89,17 @@ def check_several_classes(class_names: Sequence[str], targets: NDArray[np.int64]
 
 
 def probe_shape(
-    num_images: int, shape_of: Callable[[int], tuple[int, int, int]], *, num_probes: int = 64
+    candidates: NDArray[np.int64], shape_of: Callable[[int], tuple[int, int, int]], *, num_probes: int = 64
 ) -> tuple[int | None, tuple[int, int] | None]:
-    """Channels and size that images spread evenly over the source agree on, each ``None`` where they differ.
+    """Channels and size that images spread evenly over the candidates agree on, each ``None`` where they differ.
 
     Args:
+        candidates: indices of images that may be looked at.
         shape_of: (channels, height, width) of an image; may raise :class:`CorruptImage`, which is passed over.
     """
     shapes = set()
-    for index in np.unique(np.linspace(0, num_images - 1, num=min(num_probes, num_images)).astype(int)):
+    places = np.linspace(0, len(candidates) - 1, num=min(num_probes, len(candidates))).astype(int)
+    for index in candidates[np.unique(places)]:
         try:
             shapes.add(shape_of(int(index)))
         except CorruptImage:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.data.philox import Purpose, random_order
+from crossdistill.data.source import Source, Splits
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
 _FIXED_SEED = 0
+_HELD_OUT_SHARE = 0.2
 
 Ids = NDArray[np.int64]
 
@@ -33,6 +35,13 @@ def fixed_split(
     everything = np.arange(len(targets), dtype=np.int64)
     held_out = _stratified(everything, targets, num_held_out, _FIXED_SEED, Purpose.SPLIT, class_names, keep_one=True)
     return np.setdiff1d(everything, held_out), held_out
+
+
+def hold_out(targets: NDArray[np.int64], class_names: Sequence[str], part: Callable[[str, Ids], Source]) -> Splits:
+    """Splits of a set that brings none: ``part`` makes the source of "train", and of "val" with a fixed 20 %."""
+    num_held_out = round(len(targets) * _HELD_OUT_SHARE)
+    train_ids, val_ids = fixed_split(targets, num_held_out, class_names)
+    return Splits(part("train", train_ids), part("val", val_ids), "val")
 
 
 def select_training(

@@ -92,9 +92,9 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
         modules=_modules(record.value, student, teacher),
         **options,
     )
-    chosen = select_training(
-        splits.train.targets, settings.data, settings.seed, settings.train.select == "best", splits.class_names
-    )
+    # Where the data bring validation images of their own, no training image is given up for them.
+    hold_out = settings.train.select == "best" and splits.validation is None
+    chosen = select_training(splits.train.targets, settings.data, settings.seed, hold_out, splits.class_names)
     labelled_ids = chosen.train_ids[chosen.labelled[chosen.train_ids]]
     # Without a teacher an unlabelled image teaches nothing; without it the student alone is as good as it gets.
     ids = chosen.train_ids if teacher is not None else labelled_ids
@@ -217,4 +217,6 @@ def _loaders(
     test_loader = EvalLoader(splits.evaluation, views, **common)
     if settings.train.select != "best":
         return train_loader, test_loader, test_loader
+    if splits.validation is not None:
+        return train_loader, test_loader, EvalLoader(splits.validation, views, **common)
     return train_loader, test_loader, EvalLoader(splits.train, views, ids=chosen.val_ids, **common)

@@ -25,6 +25,23 @@ def test_split_folders(tmp_path, write_tree, folders, name):
     assert splits.evaluation.describe(0) == str(tmp_path / name / "cat" / "000.png")
 
 
+def test_val_beside_test_is_for_choosing_the_best_epoch(tmp_path, write_tree):
+    for number, folder in enumerate(["train", "val", "test"]):
+        write_tree(tmp_path / folder, {"cat": 2, "dog": 1 + number}, first_seed=10 * number)
+    splits = open_at(tmp_path)
+    assert splits.validation.targets.tolist() == [0, 0, 1, 1]
+    assert splits.validation.class_names == splits.class_names
+    assert splits.validation.describe(3) == str(tmp_path / "val" / "dog" / "001.png")
+    assert splits.validation.read_batch(np.arange(4)).images.shape == (4, 3, 12, 12)
+
+
+@pytest.mark.parametrize("folders", [["train", "val"], ["train", "test"], ["train"]])
+def test_no_validation_split_without_both(tmp_path, write_tree, folders):
+    for folder in folders:
+        write_tree(tmp_path / folder, {"cat": 2, "dog": 2})
+    assert open_at(tmp_path).validation is None
+
+
 @pytest.mark.parametrize("below", ["", "train"])
 def test_one_tree_is_split_for_good(tmp_path, write_tree, below):
     write_tree(tmp_path / below, {"a": 20, "b": 10})
@@ -104,6 +121,13 @@ def test_one_class_only(tmp_path, write_tree):
 def test_splits_of_different_classes(tmp_path, write_tree):
     write_tree(tmp_path / "train", {"a": 1, "b": 1, "cat": 1})
     write_tree(tmp_path / "val", {"a": 1, "b": 1, "kat": 1})
+    with pytest.raises(InputError, match=r"'cat' only in .*train; 'kat' only in .*val"):
+        open_at(tmp_path)
+
+
+def test_a_validation_split_of_other_classes(tmp_path, write_tree):
+    for folder, other in (("train", "cat"), ("test", "cat"), ("val", "kat")):
+        write_tree(tmp_path / folder, {"a": 1, other: 1})
     with pytest.raises(InputError, match=r"'cat' only in .*train; 'kat' only in .*val"):
         open_at(tmp_path)
 

@@ -1,3 +1,4 @@
+import io
 import json
 import pickle
 
@@ -57,6 +58,42 @@ def test_shards(tmp_path, write_parquet, make_picture, struct, split, name):
     for index, seed in enumerate([0, 1, 2, 0, 1]):
         np.testing.assert_array_equal(splits.train.read(index).permute(1, 2, 0), np.asarray(make_picture(seed)))
     assert splits.train.describe(4) == f"{tmp_path / 'train-1.parquet'}, row 1"
+
+
+@pytest.mark.parametrize("split", ["val", "validation"])
+def test_val_beside_test_is_for_choosing_the_best_epoch(tmp_path, write_parquet, split):
+    write_parquet(tmp_path / "train-0.parquet", ["a", "b"])
+    write_parquet(tmp_path / "test-0.parquet", ["b"])
+    assert open_at(tmp_path).validation is None
+    path = write_parquet(tmp_path / f"{split}-0.parquet", ["b", "a", "b"])
+    splits = open_at(tmp_path)
+    assert (splits.evaluation_name, len(splits.evaluation.targets)) == ("test", 1)
+    assert splits.validation.targets.tolist() == [1, 0, 1]
+    assert splits.validation.describe(2) == f"{path}, row 2"
+    write_parquet(path, ["b", "c"])
+    with pytest.raises(InputError, match="'c'"):
+        open_at(tmp_path)
+
+
+def test_the_shape_is_learnt_from_the_first_and_the_last_row_group(tmp_path, write_parquet, make_picture, monkeypatch):
+    sizes = {"train-0": [(4, 4)] * 4 + [(9, 9)] * 4, "train-1": [(9, 9)] * 4 + [(4, 4)] * 4, "test-0": [(4, 4)] * 2}
+    for name, shapes in sizes.items():
+        files = [io.BytesIO() for _ in shapes]
+        for file, shape in zip(files, shapes, strict=True):
+            make_picture(0, shape).save(file, "PNG")
+        path = write_parquet(
+            tmp_path / f"{name}.parquet", [0, 1] * (len(shapes) // 2), images=[file.getvalue() for file in files]
+        )
+        pq.write_table(pq.read_table(path, partitioning=None), path, row_group_size=4)
+    read = []
+    read_row_group = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, i, **kwargs: read.append(i) or read_row_group(self, i, **kwargs)
+    )
+    train = open_parquet(tmp_path, image_column="image", label_column="label").train
+    assert (train.image_size, train.num_channels) == ((4, 4), 3)
+    assert read == [0, 1]
+    assert train.read(5).shape == (3, 9, 9)
 
 
 def test_one_file_is_split_for_good(tmp_path, write_parquet, make_picture):

@@ -34,6 +34,12 @@ def test_a_device_that_is_not_there_is_bad_input():
     assert connect("auto").device.type == "cpu"
 
 
+@pytest.mark.parametrize(("word", "hint"), [("cud", "did you mean 'cuda'"), ("mps", "known: auto, cpu, cuda")])
+def test_an_unknown_device_is_bad_input(word, hint):
+    with pytest.raises(InputError, match=rf"device '{word}'[\s\S]*{hint}"):
+        connect(word)
+
+
 def test_process_reads_the_launchers_words(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)

@@ -67,6 +67,23 @@ def test_a_module_is_taken_as_it_is():
         build(net, num_classes=3, drop_rate=0.1)
 
 
+def test_a_staged_model_is_taken_with_what_it_knows():
+    model = build("test_vit", num_classes=3, image_size=32, class_names=CLASSES)
+    for again in (build(model), build(model, num_classes=3, class_names=CLASSES)):
+        assert again.net is model.net
+        assert again.spec == model.spec
+    nameless = build(build(model.net, num_classes=3, image_size=32), class_names=CLASSES)
+    assert nameless.spec.class_names == tuple(CLASSES)
+
+
+def test_a_staged_model_of_other_classes_is_refused():
+    model = build("test_resnet", num_classes=3, class_names=CLASSES)
+    with pytest.raises(InputError, match=r"built for the classes ant, bee, cat[\s\S]*in their order: cat, ant, bee"):
+        build(model, num_classes=3, class_names=["cat", "ant", "bee"])
+    with pytest.raises(InputError, match="3 class names for 5 classes"):
+        build(model, num_classes=5)
+
+
 def test_the_constructor_gets_size_and_arguments():
     model = build("test_vit", num_classes=3, image_size=(32, 64), in_chans=1, drop_path_rate=0.5)
     assert model.spec.input.image_size == (32, 64)
@@ -317,6 +334,13 @@ def test_pretrained_weights_of_other_classes_are_refused():
         InputError, match=r"head has 1000 classes, for data of 3[\s\S]*--model test_resnet --init pretrained"
     ):
         build("test_resnet@pretrained", num_classes=3)
+
+
+def test_pretrained_weights_state_their_number_of_classes(monkeypatch):
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda model, **kwargs: None)
+    assert build("test_resnet@pretrained").spec.num_classes == 1000
+    with pytest.raises(InputError, match="which does not say how many classes it has"):
+        build("vit_small_patch14_dinov2@pretrained")
 
 
 def test_as_many_names_as_classes():

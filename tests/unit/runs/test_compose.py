@@ -7,11 +7,14 @@ import torch
 from torch import nn
 
 import crossdistill
+from crossdistill import settings
 from crossdistill.contracts import UNLABELLED
+from crossdistill.engine import total_steps
 from crossdistill.errors import InputError
 from crossdistill.registry import METHODS
 from crossdistill.runs import make_plan
 from crossdistill.runs.compose import compose, model_of
+from samples import image_folder
 
 
 class TinyNet(nn.Module):
@@ -162,3 +165,31 @@ def test_a_staged_model_keeps_its_name_and_size():
 def test_a_head_of_another_size_is_refused():
     with pytest.raises(InputError, match="TinyNet, whose output is"):
         parts_of("kd", modules={"mine": TinyNet(7)}, student={"name": "mine", "image_size": 8})
+
+
+def test_validation_images_of_the_data_are_used_before_training_images_are_given_up(tmp_path):
+    image_folder.make(tmp_path, ["dark", "light"], num_images=6, splits=("train", "val", "test"))
+    tree = {"student": {"name": "timm/test_resnet", "image_size": 32}, "data": {"source": f"folder:{tmp_path}"}}
+    parts = compose(settings.load(tree, ["train.select=best"]))
+    assert len(parts.train_loader.ids) == 12
+    assert parts.selection_loader is not parts.test_loader
+    assert len(parts.selection_loader.ids) == len(parts.test_loader.ids) == 12
+    assert parts.splits.validation is not None
+
+
+def test_a_student_alone_with_few_labels_takes_as_many_steps_as_a_distilled_one():
+    few = ("data.labels_per_class=5", "train.epochs=4", "train.batch_size=50", "train.warmup_epochs=1")
+    alone, distilled = parts_of("none", *few), parts_of("kd", *few)
+    assert alone.train_loader.steps_per_epoch < distilled.train_loader.steps_per_epoch
+    steps = [total_steps(parts.train, parts.train_loader.steps_per_epoch) for parts in (alone, distilled)]
+    assert steps[0] == steps[1]
+    warmups = [parts.train.warmup_epochs * parts.train_loader.steps_per_epoch for parts in (alone, distilled)]
+    assert warmups[0] == pytest.approx(warmups[1])
+    assert alone.settings.train.epochs == 4, "what is recorded is what was given"
+
+
+def test_choices_left_open_are_recorded():
+    parts = parts_of("kd")
+    assert parts.settings.data.augment.crop == "pad"
+    assert parts.settings.data.augment.flip == 0.0
+    assert parts.settings.student.image_size == parts.student.spec.input.image_size[0]

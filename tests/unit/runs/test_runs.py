@@ -127,7 +127,7 @@ def test_the_best_epoch_is_chosen_without_the_test_set(tmp_path, monkeypatch):
         return result
 
     def watched_iterate(loader):
-        looked_at.append(loader.num_images)
+        looked_at.append(len(loader.ids))
         return iterate(loader)
 
     monkeypatch.setattr(single, "fit", watched_fit)
