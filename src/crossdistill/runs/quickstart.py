@@ -26,14 +26,14 @@ _STUDENT = {
     "args": {"channels": [8, 16, 24, 48], "stem_width": 8},
 }
 _TEACHER_TRAINING = {"epochs": 40, "batch_size": 64, "lr": 2e-3, "eval_every": 5, "checkpoint_every": 10}
-_STUDENT_TRAINING = {"steps": 300, "batch_size": 128, "lr": 4e-3, "eval_every": 4, "checkpoint_every": 40}
+_STUDENT_TRAINING = {"steps": 300, "batch_size": 100, "lr": 4e-3, "eval_every": 4, "checkpoint_every": 40}
 
 
 def quickstart(out: Path, *, resume: bool = False, quiet: bool = False) -> Results:
     """Train the teacher, then the student alone and by two methods, over three seeds; table and report in ``out``.
 
-    Everybody trains for the same number of steps with the same schedule. The student alone can use only the images
-    with a label (all of them in each step); for the others a teacher's answer stands in.
+    Everybody trains for the same number of steps, with the same schedule and batch size. The student alone can use
+    only the images with a label (all of them in each step); for the others a teacher's answer stands in.
     """
     teacher_plan = make_plan({"student": _TEACHER, "data": {"source": "digits"}, "train": _TEACHER_TRAINING})
     teacher_folder = out / "teacher"
