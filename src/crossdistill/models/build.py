@@ -14,6 +14,7 @@ from crossdistill.contracts import ModelSpec
 from crossdistill.errors import InputError, nearest
 from crossdistill.models import additions, weights
 from crossdistill.models.checkpoint import Checkpoint, locate
+from crossdistill.models.create import create
 from crossdistill.models.stage import stage
 from crossdistill.models.staged import StagedModel
 from crossdistill.models.views import Size
@@ -62,7 +63,7 @@ def build(
     options = {"num_classes": num_classes, **args}
     if PRETRAINED in (source, start):
         _check_has_weights(architecture)
-    net = _create(architecture, folder, options, size, pretrained=PRETRAINED in (source, start))
+    net = create(architecture, folder, options, size, pretrained=PRETRAINED in (source, start))
     if folder is not None:
         weights.load(net, folder, name=architecture, class_names=class_names)
         class_names = class_names if class_names is not None else folder.class_names
@@ -171,54 +172,6 @@ def _of(architecture: str, checkpoint: Checkpoint) -> Checkpoint:
             f"use {saved}@{checkpoint.given}, or just the path",
         )
     return checkpoint
-
-
-def _create(
-    architecture: str, checkpoint: Checkpoint | None, options: dict[str, Any], size: Size | None, *, pretrained: bool
-) -> nn.Module:
-    folder = checkpoint.folder if checkpoint else None
-    source = f"local-dir:{folder}" if folder else architecture
-    try:
-        net: nn.Module
-        if size is not None:
-            try:
-                net = timm.create_model(source, pretrained=pretrained, **{"img_size": size, **options})
-                return net
-            except TypeError as error:
-                if "img_size" not in str(error):
-                    raise
-        net = timm.create_model(source, pretrained=pretrained, **options)
-        return net
-    except Exception as error:  # constructors and downloads fail in many ways, all to be told to the user
-        raise _creation_error(architecture, options, size, pretrained, error) from error
-
-
-def _creation_error(
-    architecture: str, options: dict[str, Any], size: Size | None, pretrained: bool, error: Exception
-) -> InputError:
-    text = f"{type(error).__name__}: {error}"
-    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-    if isinstance(error, TypeError):
-        return InputError(
-            f"{architecture} with {given}: {text}", "arguments that its constructor takes", "correct or drop them"
-        )
-    if pretrained:
-        return InputError(
-            f"{architecture}@pretrained: {text}",
-            "weights from timm's hub or from its cache",
-            f"check the network, or give a local file: {architecture}@PATH",
-        )
-    shown = f" at {size[0]} x {size[1]} px" if size else ""
-    return InputError(
-        f"{architecture}{shown} with {given}: {text}",
-        "a size and arguments that its constructor takes",
-        f"its own size is {_own_size(architecture)} px" if size else "correct or drop the arguments",
-    )
-
-
-def _own_size(architecture: str) -> str:
-    config = timm.models.get_pretrained_cfg(architecture)
-    return " x ".join(str(side) for side in config.input_size[1:]) if config else "unknown"
 
 
 def _saved_size(checkpoint: Checkpoint) -> Size | None:
