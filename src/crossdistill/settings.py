@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from crossdistill.errors import InputError, nearest
 
@@ -26,9 +26,12 @@ class Strict(BaseModel):
 class ModelSettings(Strict):
     """A network by name, as ``crossdistill.models.build`` takes it."""
 
-    name: str = Field(description="timm/<name>, timm/<name>@pretrained, <name>@PATH, or a run folder")
+    name: str = Field(
+        description="timm/<name> or torchvision/<name> (@pretrained, @PATH), hf-hub:<id>, file:net.py:build, a folder"
+    )
     image_size: int | None = Field(None, ge=4, description="input height and width; default: the model's own")
     init: str | None = Field(None, description="weights to start from (PATH or 'pretrained'); the head may differ")
+    stages: tuple[str, ...] | None = Field(None, description="modules that end the stages; default: found by tracing")
     args: dict[str, Any] = Field(default_factory=dict, description="arguments of the model's constructor")
 
 
@@ -36,6 +39,14 @@ class TeacherSettings(ModelSettings):
     """A teacher; several make an ensemble, weighted by ``weight``."""
 
     weight: float = Field(1.0, gt=0)
+    class_map: str | dict[str, str | int | list[str | int]] | None = Field(
+        None, description="a teacher of other classes: names, a YAML or JSON file, or {class: class of the teacher}"
+    )
+
+    @field_validator("class_map", mode="before")
+    @classmethod
+    def _class_map(cls, given: Any) -> Any:
+        return given if given is None or isinstance(given, str) else check_class_map(given, "class_map")
 
 
 class MethodSettings(BaseModel):
@@ -140,6 +151,7 @@ class Settings(Strict):
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     allow_untrained_teacher: bool = False
+    allow_code: bool = Field(False, description="run the Python file that a model file:PATH.py:FUNCTION names")
 
     @model_validator(mode="after")
     def _method_and_teachers(self) -> Self:
@@ -157,6 +169,33 @@ class Settings(Strict):
                 "give one with `crossdistill distill --teacher`, or teachers: [{name: …}] in a recipe",
             )
         return self
+
+
+def check_class_map(given: Any, where: str) -> dict[str, str | int | list[str | int]]:
+    """A mapping from each class of the data to a class of the teacher, its number, or a list of these.
+
+    >>> check_class_map({0: "tench", "dog": [151, 217]}, "class_map")
+    {'0': 'tench', 'dog': [151, 217]}
+
+    Raises:
+        InputError: anything else; YAML reads some words, such as ``no``, as other things than text.
+    """
+    if not isinstance(given, dict):
+        raise InputError(
+            f"{where}, which is {type(given).__name__} {given!r}",
+            "'names', a file, or a mapping {class of the data: class of the teacher}",
+            "write one line for each class",
+        )
+    for name, teacher_classes in given.items():
+        found = [name, *(teacher_classes if isinstance(teacher_classes, list) else [teacher_classes])]
+        strange = [one for one in found if isinstance(one, bool) or not isinstance(one, (str, int))]
+        if strange:
+            raise InputError(
+                f"{where} with {name!r}: {teacher_classes!r}, where {strange[0]!r} is {type(strange[0]).__name__}",
+                "names of classes, numbers of the teacher's classes from 0, or lists of these",
+                "quote the name, or correct that line",
+            )
+    return {str(name): teacher_classes for name, teacher_classes in given.items()}
 
 
 def load(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Settings:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from crossdistill.cli.options import Training, training_command
+from crossdistill.cli.options import ClassMap, Training, training_command
 
 
 @training_command
@@ -16,6 +16,7 @@ def command(
     ],
     student: Annotated[str, typer.Option("--student", help="The model to train, by name.")],
     training: Training,
+    class_map: ClassMap = None,
     method: Annotated[str, typer.Option("--method", help="`crossdistill methods` lists them.")] = "kd",
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train the student alone, for an honest comparison.")
@@ -28,11 +29,12 @@ def command(
       --method ofa --data folder:photos --image-size 64 --baseline \\
       --out runs/student
 
+    --class-map holds for all teachers; teachers.0.class_map=… sets one.
     The teacher's accuracy is measured first; a teacher that guesses is refused.
     """
     own = {
         "student": {"name": student},
-        "teachers": [{"name": name} for name in teacher],
+        "teachers": [{"name": name} | ({} if class_map is None else {"class_map": class_map}) for name in teacher],
         "method": {"name": method},
     }
     training.run(own, baseline=baseline)

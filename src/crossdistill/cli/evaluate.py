@@ -17,7 +17,9 @@ def command(
     image_size: Annotated[
         int | None, typer.Option("--image-size", help="Height and width in pixels.", show_default="the model's own")
     ] = None,
+    class_map: o.ClassMap = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    allow_code: o.AllowCode = False,
     as_json: o.Json = False,
 ) -> None:
     """Measure a trained model on the test images (the val images where there are no others).
@@ -27,7 +29,15 @@ def command(
     """
     from crossdistill import runs
 
-    measured = runs.evaluate(model, data, batch_size=batch_size, image_size=image_size, device=device)
+    measured = runs.evaluate(
+        model,
+        data,
+        class_map=class_map,
+        batch_size=batch_size,
+        image_size=image_size,
+        device=device,
+        allow_code=allow_code,
+    )
     if as_json:
         print_json(measured)
         return
@@ -37,6 +47,9 @@ def command(
     typer.echo(f"{measured['model']} on {where}")
     top5 = f", top-5 {_percent(measured['top5'])}" if "top5" in measured else ""
     typer.echo(f"top-1 {_percent(measured['top1'])}{top5}, cross-entropy {measured['loss']:.4f}")
+    if "top1_of_all_classes" in measured:
+        share = _percent(measured["top1_of_all_classes"])
+        typer.echo(f"top-1 {share} where it chooses among all its {measured['num_model_classes']} classes")
     for image, reason in measured["skipped"].items():
         typer.echo(f"left out: {image} ({reason})")
 

@@ -23,6 +23,17 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Any setting, such as train.weight_decay=0.1.", show_default=False),
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="Comma-separated; several make one table with mean and sd.")]
+ClassMap = Annotated[
+    str | None,
+    typer.Option(
+        "--class-map",
+        help="For a model of other classes: 'names' finds the data's classes among its own, "
+        "a YAML or JSON file says {class: class of the model}.",
+        metavar="names|FILE",
+        show_default=False,
+    ),
+]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run the Python file of a model file:PATH.py:FUNCTION.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out from its last checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, run two steps, write nothing.")]
@@ -89,6 +100,7 @@ def _training(
         str | None, typer.Option("--precision", help="fp32, bf16 or fp16.", show_default="fp32")
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.", show_default="auto")] = None,
+    allow_code: AllowCode = False,
     resume: Resume = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -106,6 +118,7 @@ def _training(
         train__lr=lr,
         train__precision=precision,
         device=device,
+        allow_code=allow_code or None,
     )
     return Training(tree, overrides or [], parse_seeds(seeds), out, resume, dry_run, as_json)
 

@@ -16,6 +16,7 @@ def command(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     top: Annotated[int, typer.Option("--top", min=1, help="Classes to show for each image.")] = 3,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    allow_code: o.AllowCode = False,
     as_json: o.Json = False,
 ) -> None:
     """Name the most probable classes of image files.
@@ -25,7 +26,7 @@ def command(
     """
     from crossdistill import runs
 
-    predictions = runs.predict(model, images, top=top, device=device)
+    predictions = runs.predict(model, images, top=top, device=device, allow_code=allow_code)
     if as_json:
         print_json(predictions)
         return

@@ -1,4 +1,4 @@
-"""A student as a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads, checked bit by bit."""
+"""A student as a folder: one of timm's loads back with timm, any other that was built by name with ``build``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from crossdistill.contracts import InputSpec
 from crossdistill.errors import InputError
 from crossdistill.files import write_bytes, write_text, writing
 from crossdistill.models import StagedModel
+from crossdistill.models.build import network
+from crossdistill.models.sources.source import Origin, origin_of
 
 CONFIG, WEIGHTS, LABELS = "config.json", "model.safetensors", "labels.txt"
 
@@ -35,9 +37,10 @@ def export_student(
 ) -> Path:
     """Write ``config.json``, ``model.safetensors`` and ``labels.txt``; an earlier export there is replaced at once.
 
-    A network that was built by name loads back with timm (after ``import crossdistill.models`` for architectures that
-    are registered there). One that was given as an object does too if timm made it; otherwise its ``config.json``
-    names no architecture, and its weights load into the same class.
+    A network of timm loads back with timm (after ``import crossdistill.models`` for architectures that are registered
+    there), also one that was given as an object. One that another source built by name loads back with ``build``: its
+    ``config.json`` names it as ``build`` takes it. Of any other object ``config.json`` names no architecture, and the
+    weights load into the same class.
 
     Args:
         model: the student; it keeps its device, mode and weights.
@@ -59,8 +62,13 @@ def export_student(
             "label_names": list(class_names),
             "crossdistill": {"model": model.spec.name, "metrics": dict(metrics)},
         }
-        problem = _write_for_timm(model, partial, facts, check=check)
-        if problem is not None and timm.is_model(model.spec.name):
+        origin = origin_of(model.net)
+        if origin is not None:
+            problem = _write_for_source(model, origin, partial, facts, check=check)
+        else:
+            problem = _write_for_timm(model, partial, facts, check=check)
+        by_name = timm.is_model(model.spec.name) or (origin is not None and origin.architecture == model.spec.name)
+        if problem is not None and by_name:
             raise RuntimeError(f"the export of {model.spec.name} to {folder} was not kept: {problem}")
         if problem is not None:
             _write_config(partial, {"num_classes": model.spec.num_classes, **facts}, model.spec.input)
@@ -134,6 +142,25 @@ def _write_for_timm(model: StagedModel, partial: Path, facts: dict[str, Any], *,
         return f"timm cannot build it from what is recorded ({error})"
 
 
+def _write_for_source(
+    model: StagedModel, origin: Origin, partial: Path, facts: dict[str, Any], *, check: bool
+) -> str | None:
+    """Write how a source of ours builds the network; what is wrong with it, or ``None``."""
+    spec = model.spec
+    config = {
+        "architecture": origin.architecture,
+        "num_classes": spec.num_classes,
+        "model_args": {**origin.model_args, "img_size": list(spec.input.image_size)},
+        **origin.config,
+        **facts,
+    }
+    try:
+        _write_config(partial, config, spec.input)
+        return _difference(model, partial) if check else None
+    except (InputError, TypeError) as error:  # it was altered after it was built, or given what JSON cannot hold
+        return f"it cannot be built from what is recorded ({error})"
+
+
 def _write_config(partial: Path, config: dict[str, Any], spec: InputSpec) -> None:
     preprocessing = config.setdefault("pretrained_cfg", {})
     preprocessing |= {
@@ -153,7 +180,7 @@ def _write_config(partial: Path, config: dict[str, Any], spec: InputSpec) -> Non
 def _difference(model: StagedModel, folder: Path) -> str | None:
     """Load the folder as a user would; how its logits differ from the network's, or ``None`` if no bit does."""
     with torch.random.fork_rng(devices=[]):  # construction draws weights, which the run's own numbers must not feel
-        loaded = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
+        loaded = _load(folder, ours=origin_of(model.net) is not None).eval()
     network = copy.deepcopy(model.net).cpu().eval()
     network.load_state_dict(_tensors(network), assign=True)  # the same memory layout gives the same kernels
     spec = model.spec.input
@@ -162,3 +189,11 @@ def _difference(model: StagedModel, folder: Path) -> str | None:
     if torch.equal(expected, found):
         return None
     return f"loaded back, it gives other logits (by up to {float((expected - found).abs().max()):.3g})"
+
+
+def _load(folder: Path, *, ours: bool) -> nn.Module:
+    # a file's code has been run for this network once, so running it again for the check is nothing new
+    if ours:
+        return network(str(folder), allow_code=True).net
+    loaded: nn.Module = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True)
+    return loaded

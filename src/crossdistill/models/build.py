@@ -1,28 +1,37 @@
-"""From a name to a staged model: ``timm/<name>``, ``<name>@pretrained``, ``<name>@PATH``, a folder, or a module."""
+"""From a name to a staged model: read the name, let its source build the network, load weights, find the stages."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import timm
-from timm.models import is_model, is_model_pretrained
 from torch import nn
 
 from crossdistill.contracts import ModelSpec
-from crossdistill.errors import InputError, nearest
-from crossdistill.models import additions, weights
+from crossdistill.errors import InputError
+from crossdistill.models import weights
 from crossdistill.models.checkpoint import Checkpoint, locate
-from crossdistill.models.create import create
+from crossdistill.models.classes import in_order_of, number_of_classes, published_head, stated_classes
+from crossdistill.models.names import TIMM, TORCHVISION, parse
+from crossdistill.models.sources.source import PRETRAINED, Request
 from crossdistill.models.stage import stage
 from crossdistill.models.staged import StagedModel
 from crossdistill.models.views import Size
 
-__all__ = ["additions", "build", "list_models"]
+__all__ = ["Network", "build", "list_models", "network"]
 
-NOT_YET = ("torchvision/", "hf-hub:", "hf_hub:", "file:", "local-dir:")
-PRETRAINED = "pretrained"
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network that is not cut into stages yet, and what is known of it."""
+
+    net: nn.Module
+    name: str
+    num_classes: int
+    size: Size | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def build(
@@ -32,153 +41,96 @@ def build(
     image_size: int | tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
     init: str | None = None,
+    stages: Sequence[str] | None = None,
+    allow_code: bool = False,
     **args: Any,
 ) -> StagedModel:
     """Build a network for so many classes and find out its stages.
 
     Args:
-        name: ``timm/<name>`` or ``<name>`` (random weights), ``<name>@pretrained`` (timm's weights, classifier
-            included), ``<name>@PATH`` (weights that have the data's classes already), a path that holds a config.json
-            or a run, or a module (also a staged one).
+        name: ``timm/<name>`` or ``<name>`` (random weights), ``torchvision/<name>``, ``<name>@pretrained`` (published
+            weights, classifier included), ``<name>@PATH`` (weights that have the data's classes already),
+            ``hf-hub:<owner>/<name>`` (with its weights), ``file:net.py:function``, a path that holds a config.json or
+            a run, or a module (also a staged one).
         num_classes: classes of the data; None takes those of the weights where these state them.
         image_size: height and width in pixels; None takes the model's own, or that of a saved folder.
         class_names: the data's classes in order; saved classes are matched by name.
         init: "pretrained" or a path: weights to start from, of which the classifier may differ.
+        stages: names of the modules whose outputs end the stages, in order; None finds the stages.
+        allow_code: run the Python file that a ``file:`` name, or a run of one, names.
         **args: further arguments of the constructor.
 
     Raises:
         InputError: an unknown name, weights that do not fit, a size or argument that the model does not take, no
-            number of classes.
+            number of classes, code that is not allowed, stages that the network does not have.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    start = init if init in (None, PRETRAINED) else locate(init)
     if isinstance(name, nn.Module):
-        return _from_module(name, num_classes, size, class_names, start, args)
-    architecture, source = parse(name)
-    folder = source if isinstance(source, Checkpoint) else None
-    stated = folder.num_classes if folder is not None else None
-    if source == PRETRAINED:
-        stated = _pretrained_classes(architecture, num_classes)
-    num_classes = _number_of_classes(name, num_classes, class_names, stated)
-    options = {"num_classes": num_classes, **args}
-    if PRETRAINED in (source, start):
-        _check_has_weights(architecture)
-    net = create(architecture, folder, options, size, pretrained=PRETRAINED in (source, start))
-    if folder is not None:
-        weights.load(net, folder, name=architecture, class_names=class_names)
-        class_names = class_names if class_names is not None else folder.class_names
-        size = size or _saved_size(folder)
+        made = _from_module(name, num_classes, _size(image_size), class_names, _start(init), args)
+    else:
+        made = network(
+            name,
+            num_classes=num_classes,
+            image_size=image_size,
+            class_names=class_names,
+            init=init,
+            allow_code=allow_code,
+            **args,
+        )
+    if stages is None and isinstance(name, StagedModel):
+        stages = name.stage_names
+    return stage(made.net, made.name, made.num_classes, made.size, made.class_names, stages)
+
+
+def network(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
+    init: str | None = None,
+    allow_code: bool = False,
+    **args: Any,
+) -> Network:
+    """The network of a name with its weights, not cut into stages; arguments and errors are those of :func:`build`."""
+    named, start = parse(name), _start(init)
+    if start is not None and named.source.always_trained:
+        named = replace(named, weights=None)
+    head = published_head(named, start, num_classes)
+    num_classes = number_of_classes(name, num_classes, class_names, stated_classes(named, head, num_classes))
+    checkpoint = named.checkpoint
+    published = PRETRAINED in (named.weights, start)
+    size = _size(image_size) or (weights.saved_size(checkpoint) if checkpoint is not None else None)
+    net = named.source.create(Request(named.name, num_classes, size, args, published, checkpoint, allow_code))
+    if checkpoint is not None:
+        weights.load(net, checkpoint, name=named.full, class_names=class_names)
+        class_names = class_names if class_names is not None else checkpoint.class_names
+    elif head is not None:
+        class_names = in_order_of(net, named, head, class_names)
     if isinstance(start, Checkpoint):
-        weights.start_from(net, start, name=architecture, class_names=class_names)
-    return stage(net, architecture, num_classes, size, class_names)
+        weights.start_from(net, named.source.read(start), name=named.full, class_names=class_names)
+    return Network(net, named.full, num_classes, size, _tuple(class_names))
 
 
 def list_models(pattern: str | None = None) -> list[str]:
     """Names of all models, or of those that match a pattern (``resnet`` means ``*resnet*``)."""
-    if pattern is not None and not set("*?[") & set(pattern):
+    names = TIMM.names() + [f"{TORCHVISION.prefix}{name}" for name in TORCHVISION.names()]
+    if pattern is None:
+        return names
+    if not set("*?[") & set(pattern):
         pattern = f"*{pattern}*"
-    return [str(name) for name in timm.list_models(pattern or "")]
+    return fnmatch.filter(names, pattern)
 
 
-def parse(name: str) -> tuple[str, Checkpoint | str | None]:
-    """Split a name into timm's architecture and where its weights come from.
-
-    Raises:
-        InputError: a source that is not supported, an unknown architecture, or a checkpoint of another one.
-    """
-    for prefix in NOT_YET:
-        if name.startswith(prefix):
-            raise InputError(f"model {name!r}", "timm/<name>, <name>@PATH or a path", f"{prefix} is not supported yet")
-    bare = name.removeprefix("timm/")
-    architecture, at, source = bare.partition("@")
-    if is_model(architecture):
-        if not at:
-            return architecture, None
-        return architecture, source if source == PRETRAINED else _of(architecture, locate(source))
-    if Path(name).expanduser().exists():
-        return _from_path(name)
-    if not at and _looks_like_path(bare):
-        locate(bare)
-    raise InputError(
-        f"model {name!r}",
-        "a model of timm, <name>@PATH, or a path",
-        f"{nearest(architecture, timm.list_models())} `crossdistill models PATTERN` lists them",
-    )
+def _start(init: str | None) -> Checkpoint | str | None:
+    return init if init in (None, PRETRAINED) else locate(str(init))
 
 
-def _number_of_classes(
-    name: str, num_classes: int | None, class_names: Sequence[str] | None, stated: int | None
-) -> int:
-    """What is given, or else what the weights state; the names must be as many."""
-    number = num_classes if num_classes is not None else stated
-    if number is None:
-        raise InputError(
-            f"model {name!r}, which does not say how many classes it has",
-            "a run folder, an exported student, or the number of classes",
-            "give one of them",
-        )
-    if class_names is not None and len(class_names) != number:
-        raise InputError(f"{len(class_names)} class names for {number} classes", "one for each", "correct them")
-    return number
+def _size(given: int | tuple[int, int] | None) -> Size | None:
+    return (given, given) if isinstance(given, int) else given
 
 
-def _pretrained_classes(architecture: str, num_classes: int | None) -> int | None:
-    """Classes of the head that timm's weights bring, None where they bring none; timm would draw another at random."""
-    _check_has_weights(architecture)
-    config = timm.models.get_pretrained_cfg(architecture)
-    head: int = config.num_classes if config is not None else 0
-    if num_classes is not None and num_classes != head:
-        raise InputError(
-            f"{architecture}@pretrained, whose head has {head} classes, for data of {num_classes}",
-            "weights whose head has the data's classes",
-            f"to fine-tune it: crossdistill train --model {architecture} --init pretrained --data … --out …, "
-            "then use that run",
-        )
-    return head or None
-
-
-def _check_has_weights(architecture: str) -> None:
-    if not is_model_pretrained(architecture):
-        raise InputError(f"{architecture}@pretrained", "a model for which timm has weights", "leave out @pretrained")
-
-
-def _looks_like_path(text: str) -> bool:
-    return "/" in text or Path(text).suffix in (".safetensors", ".pt", ".pth")
-
-
-def _from_path(path: str) -> tuple[str, Checkpoint]:
-    checkpoint = locate(path)
-    if checkpoint.architecture is None:
-        raise InputError(
-            f"path {path!r} without a config.json that names the architecture",
-            "a folder in timm's layout or a run folder",
-            f"name the architecture: <name>@{path}",
-        )
-    if not is_model(checkpoint.architecture):
-        raise InputError(
-            f"{path!r}, whose config.json names the architecture {checkpoint.architecture!r}",
-            "a model of timm",
-            nearest(checkpoint.architecture, timm.list_models()),
-        )
-    return checkpoint.architecture, checkpoint
-
-
-def _of(architecture: str, checkpoint: Checkpoint) -> Checkpoint:
-    saved = checkpoint.architecture
-    if saved is not None and saved != architecture.partition(".")[0]:
-        raise InputError(
-            f"{checkpoint.given}, a checkpoint of {saved!r}",
-            f"a checkpoint of {architecture!r}",
-            f"use {saved}@{checkpoint.given}, or just the path",
-        )
-    return checkpoint
-
-
-def _saved_size(checkpoint: Checkpoint) -> Size | None:
-    size = checkpoint.model_args.get("img_size")
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+def _tuple(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    return tuple(names) if names is not None else None
 
 
 def _from_module(
@@ -188,20 +140,21 @@ def _from_module(
     class_names: Sequence[str] | None,
     start: Checkpoint | str | None,
     args: dict[str, Any],
-) -> StagedModel:
+) -> Network:
+    """A network that is built already; one that is staged brings what it knows."""
     name, stated = type(net).__name__, None
     if isinstance(net, StagedModel):
         spec, net = net.spec, net.net
         name, stated, size = spec.name, spec.num_classes, size or spec.input.image_size
         class_names = _same_names(spec, class_names)
-    num_classes = _number_of_classes(name, num_classes, class_names, stated)
+    num_classes = number_of_classes(name, num_classes, class_names, stated)
     if args:
         raise InputError(f"{', '.join(args)} for a {name} that is built already", "no arguments", "drop them")
     if isinstance(start, Checkpoint):
         weights.start_from(net, start, name=name, class_names=class_names)
     elif start is not None:
         raise InputError(f"init={start!r} for a {name} that is built already", "a path", "load the weights before")
-    return stage(net, name, num_classes, size, class_names)
+    return Network(net, name, num_classes, size, _tuple(class_names))
 
 
 def _same_names(spec: ModelSpec, class_names: Sequence[str] | None) -> Sequence[str] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,19 @@ class Checkpoint:
     def model_args(self) -> dict[str, Any]:
         """Arguments with which the saved network was built."""
         return dict(self.config.get("model_args") or {})
+
+    def num_rows(self, modules: Iterable[str]) -> int | None:
+        """Rows of the first of these modules whose weight is saved; None where none is. Of a classifier: its classes.
+
+        Raises:
+            InputError: a file that cannot be read.
+        """
+        shapes = _safetensors_shapes(self.file) if self.file.suffix == ".safetensors" else self._shapes()
+        saved = (shapes[f"{module}.weight"] for module in modules if f"{module}.weight" in shapes)
+        return next((shape[0] for shape in saved if shape), None)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: tuple(tensor.shape) for key, tensor in self.tensors().items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The state dict on the CPU.
@@ -131,8 +146,20 @@ def _by_index(names: dict[str, Any], given: Path) -> list[Any]:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
+    with _complete(file):
         return safetensors.torch.load_file(file)
+
+
+def _safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """From the header alone."""
+    with _complete(file), safetensors.safe_open(file, framework="pt") as saved:
+        return {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118 - no mapping
+
+
+@contextmanager
+def _complete(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(
             f"{file}, which cannot be read ({error})",

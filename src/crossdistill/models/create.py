@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
+import torch
 from torch import nn
 
 from crossdistill.errors import InputError
 from crossdistill.models.checkpoint import Checkpoint
+from crossdistill.models.sizes import construct, own_size, size_error, sizes_of
 from crossdistill.models.views import Size
 
 
@@ -23,18 +24,10 @@ def create(
     folder = checkpoint.folder if checkpoint else None
     source = f"local-dir:{folder}" if folder else architecture
     try:
-        net: nn.Module
-        if size is not None:
-            try:
-                net = timm.create_model(source, pretrained=pretrained, **{"img_size": size, **options})
-                return net
-            except TypeError as error:
-                if "img_size" not in str(error):
-                    raise
-        net = timm.create_model(source, pretrained=pretrained, **options)
-        return net
+        return construct(source, options, size, pretrained=pretrained)
     except Exception as error:  # constructors and downloads fail in many ways, all to be told to the user
-        raise _creation_error(architecture, options, size, pretrained, error) from error
+        saved = checkpoint.model_args if checkpoint and folder else {}
+        raise _creation_error(architecture, {**saved, **options}, size, pretrained, error) from error
 
 
 def _creation_error(
@@ -46,20 +39,27 @@ def _creation_error(
         return InputError(
             f"{architecture} with {given}: {text}", "arguments that its constructor takes", "correct or drop them"
         )
-    if pretrained:
+    if pretrained and _constructs(architecture, options, size):
         return InputError(
             f"{architecture}@pretrained: {text}",
             "weights from timm's hub or from its cache",
             f"check the network, or give a local file: {architecture}@PATH",
         )
-    shown = f" at {size[0]} x {size[1]} px" if size else ""
+    found = sizes_of(architecture, options, size) if size else []
+    if size and found:
+        return size_error(
+            f"{architecture} at {size[0]} x {size[1]} px with {given}: {text}", found, own_size(architecture)
+        )
     return InputError(
-        f"{architecture}{shown} with {given}: {text}",
-        "a size and arguments that its constructor takes",
-        f"its own size is {_own_size(architecture)} px" if size else "correct or drop the arguments",
+        f"{architecture} with {given}: {text}", "arguments that its constructor takes", "correct or drop them"
     )
 
 
-def _own_size(architecture: str) -> str:
-    config = timm.models.get_pretrained_cfg(architecture)
-    return " x ".join(str(side) for side in config.input_size[1:]) if config else "unknown"
+def _constructs(architecture: str, options: dict[str, Any], size: Size | None) -> bool:
+    """Whether the network can be made at all, weights apart."""
+    try:
+        with torch.device("meta"):
+            construct(architecture, options, size)
+    except Exception:  # the reason is told with the error that led here
+        return False
+    return True

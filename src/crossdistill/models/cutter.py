@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -37,8 +38,8 @@ def classifier_names(net: nn.Module) -> list[str]:
     get = getattr(net, "get_classifier", None)
     if callable(get):
         found = get()
-        heads = list(found) if isinstance(found, (tuple, list)) else [found]
-        names = [name for head in heads for name, module in net.named_modules() if module is head]
+        heads = _heads(found)
+        names = [_last_layer(head, name) for head in heads for name, module in net.named_modules() if module is head]
     else:
         names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1:]
     return [name for name in names if name]
@@ -48,12 +49,38 @@ def opened_at(net: nn.Module, level: int) -> frozenset[str]:
     """Names of the modules to look into: sequences and the way to the classifier, then ``level`` layers of the rest."""
     always = {name for name, module in net.named_modules() if isinstance(module, nn.Sequential)}
     for head in classifier_names(net):
-        parts = head.split(".")
-        always |= {".".join(parts[:end]) for end in range(1, len(parts))}
-    deep = {name for name, module in net.named_modules() if name.count(".") < level and has_children(module)}
+        always |= set(parents(head))
+    deep = {name for name, module in net.named_modules() if name.count(".") < level and _has_inside(module)}
     return frozenset(always | deep)
 
 
-def has_children(module: nn.Module) -> bool:
-    """Whether a module is made of modules."""
-    return next(module.children(), None) is not None
+def parents(name: str) -> Iterator[str]:
+    """Names of the modules around a module, the outermost first; the network itself is not among them.
+
+    >>> list(parents("layers.0.norm"))
+    ['layers', 'layers.0']
+    """
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts)))
+
+
+def _last_layer(head: nn.Module, name: str) -> str:
+    """The layer that gives the logits, where the classifier is a module with a norm, a pooling or a dropout before."""
+    layers = [inner for inner, module in head.named_modules() if inner and isinstance(module, (nn.Linear, nn.Conv2d))]
+    return f"{name}.{layers[-1]}" if layers else name
+
+
+def _heads(found: Any) -> list[nn.Module]:
+    """Several classifiers come as a tuple, the main one first, or as a list of modules, one a depth, the last last."""
+    if isinstance(found, nn.ModuleList):
+        return list(found)[::-1]
+    return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
+def _has_inside(module: nn.Module) -> bool:
+    """Whether a module is made of modules, or computes without weights as no layer of torch does (embeddings of
+    positions)."""
+    if next(module.children(), None) is not None:
+        return True
+    of_torch = type(module).__module__.startswith("torch.nn.")
+    return not of_torch and next(module.parameters(), None) is None

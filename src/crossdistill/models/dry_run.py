@@ -32,10 +32,13 @@ def dry_run(
 ) -> T:
     """``call(net, images)`` on two images ``(C, H, W)``, leaving weights, statistics, modes and generators alone.
 
-    Everything lies on the meta device; a network that cannot run there gets zeros on its own device.
+    Everything lies on the meta device; a network that cannot run there gets zeros on its own device, and so does one
+    with recurrent layers, which are unrolled step by step there.
     """
     with mode(net, training), torch.no_grad():
         try:
+            if any(isinstance(module, nn.RNNBase) for module in net.modules()):
+                raise NotImplementedError
             return _lend(net, call, image_shape, torch.device("meta"))
         except (RuntimeError, NotImplementedError):
             device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
@@ -46,12 +49,28 @@ def dry_run(
 def _lend(
     net: nn.Module, call: Callable[[nn.Module, Tensor], T], image_shape: tuple[int, int, int], device: torch.device
 ) -> T:
-    tensors = {f"net.{name}": parameter.to(device) for name, parameter in net.named_parameters()}
-    tensors |= {f"net.{name}": buffer.to(device, copy=True) for name, buffer in net.named_buffers()}
+    # copies where the device is the same, since a pass in train mode writes to its buffers
+    tensors = {
+        f"net.{name}": tensor.detach().to(device, copy=not isinstance(tensor, nn.Parameter))
+        for name, tensor in slots(net).items()
+    }
     dtype = next((tensor.dtype for tensor in net.parameters()), torch.float32)
     images = torch.zeros(BATCH_SIZE, *image_shape, device=device, dtype=dtype)
-    result: T = functional_call(_Probe(net, call), tensors, (images,))
+    result: T = functional_call(_Probe(net, call), tensors, (images,), tie_weights=False)
     return result
+
+
+def slots(net: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of every module under one name.
+
+    These are the names to lend tensors under (with ``tie_weights=False``): a module that is used in several places
+    has several names, and what is put in its place under the second one would stay there.
+    """
+    found: dict[str, Tensor] = {}
+    for prefix, module in net.named_modules():
+        members = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        found |= {f"{prefix}.{name}" if prefix else name: tensor for name, tensor in members.items()}
+    return found
 
 
 @contextmanager

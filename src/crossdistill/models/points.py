@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -32,6 +33,7 @@ class Point:
         depth: number of containers that go on across the place; 0 is a boundary of the outermost modules.
         kind: what produced the tensor.
         view: how to read the tensor; None where it holds no positions.
+        module: name of the module whose output it is; None for the result of a function.
     """
 
     key: str
@@ -39,6 +41,7 @@ class Point:
     depth: int
     kind: Kind
     view: StageSpec | None
+    module: str | None = None
 
 
 def kind_of(module: nn.Module) -> Kind:
@@ -62,7 +65,8 @@ def choose(points: Sequence[Point]) -> list[Point]:
 
     Isotropic networks of N blocks: the blocks number ceil(N * {2, 4, 10, 12} / 12), made distinct from the last one
     backwards. Others: the last cut at strides 4, 8 and 16 (where they lack one of these: the deepest strides they
-    have), then the tensor that enters the final norm, pooling or head.
+    have), then the tensor that enters the final norm, pooling or head. Those with fewer than two strides before the
+    last one get further ends, each in the middle of the longest row of blocks without one.
     """
     trunk = _trunk(points)
     if not trunk:
@@ -71,7 +75,22 @@ def choose(points: Sequence[Point]) -> list[Point]:
     if blocks:
         return [blocks[end - 1] for end in isotropic_ends(len(blocks))]
     final = _strides(trunk)[-1]
-    return [_last_at(trunk, stride) for stride in _wanted(_strides(trunk), final)] + [trunk[-1]]
+    ends = [_last_at(trunk, stride) for stride in _wanted(_strides(trunk), final)] + [trunk[-1]]
+    return ends if len(ends) >= ENOUGH_STAGES else _filled(trunk, ends)
+
+
+def _filled(trunk: Sequence[Point], ends: Sequence[Point]) -> list[Point]:
+    """Further ends after blocks; what follows the last block before an end belongs to that block."""
+    blocks = [index for index, point in enumerate(trunk) if point.kind == "block"]
+    chosen = sorted(trunk.index(end) for end in ends)
+    taken = {bisect_right(blocks, end) - 1 for end in chosen} | {-1}
+    while len(taken) <= MOST_STAGES:
+        before, after = max(pairwise(sorted(taken)), key=lambda pair: (pair[1] - pair[0], pair[0]), default=(0, 0))
+        if after - before < 2:
+            break
+        taken.add((before + after) // 2)
+        chosen.append(blocks[(before + after) // 2])
+    return [trunk[index] for index in sorted(chosen)[-MOST_STAGES:]]
 
 
 def isotropic_ends(num_blocks: int) -> list[int]:
@@ -96,7 +115,7 @@ def _trunk(points: Sequence[Point]) -> list[Point]:
     trunk: list[Point] = []
     for point in points:
         pooled = point.kind == "pool" and point.view is not None and point.view.grid == (1, 1)
-        if trunk and (len(point.shape) < 3 or pooled):
+        if trunk and (len(point.shape) < 3 or pooled or _collapses(trunk[-1].view, point.view)):
             break
         if point.view is not None:
             trunk.append(point)
@@ -105,19 +124,37 @@ def _trunk(points: Sequence[Point]) -> list[Point]:
     return trunk
 
 
+def _collapses(before: StageSpec | None, after: StageSpec | None) -> bool:
+    """A convolution over the whole map, or class tokens on their own, are part of the classifier.
+
+    Networks go on by halves once they are coarse.
+    """
+    if before is None or after is None:
+        return False
+    alone = after.grid == (1, 1) and min(before.grid) >= 4
+    return alone or (before.stride >= 8 and after.stride >= 4 * before.stride)
+
+
 def _is_final_norm(trunk: Sequence[Point]) -> bool:
     """A norm after a block closes the network; after a bare convolution it belongs to that convolution."""
     return trunk[-1].kind == "norm" and trunk[-2].kind != "primitive"
 
 
 def _isotropic_blocks(trunk: Sequence[Point]) -> list[Point]:
-    """All blocks of a network whose blocks keep one shape from the first to the last; otherwise none."""
+    """All blocks of a network whose blocks keep one grid and width from the first to the last; otherwise none.
+
+    Class tokens may join on the way.
+    """
     blocks = [after for before, after in pairwise(trunk) if after.kind == "block" and after.shape == before.shape]
     if len(blocks) < 2:
         return []
-    same_shape = all(point.shape == blocks[0].shape for point in trunk[trunk.index(blocks[0]) :])
+    same_size = all(_size(point) == _size(blocks[0]) for point in trunk[trunk.index(blocks[0]) :])
     others = sum(point.kind == "block" for point in trunk) - len(blocks)
-    return blocks if same_shape and len(blocks) >= others else []
+    return blocks if same_size and len(blocks) >= others else []
+
+
+def _size(point: Point) -> tuple[Any, ...] | None:
+    return (point.view.grid, point.view.channels) if point.view is not None else None
 
 
 def _strides(trunk: Sequence[Point]) -> list[int]:

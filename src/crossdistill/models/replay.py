@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from crossdistill.contracts import Outputs
-from crossdistill.models.cutter import CannotCut, classifier_names, opened_at
-from crossdistill.models.dry_run import BATCH_SIZE, dry_run, mode
+from crossdistill.models.cutter import CannotCut, classifier_names, opened_at, parents
+from crossdistill.models.dry_run import BATCH_SIZE, dry_run, mode, slots
 from crossdistill.models.points import ENOUGH_STAGES, Point, choose, kind_of
-from crossdistill.models.views import Size, reads_channels_last, view
+from crossdistill.models.views import Size, views_of
 
 MOST_ATTEMPTS = 6
 """Choices of cuts that are verified at one level before it is given up."""
@@ -76,7 +76,7 @@ class Replay:
         """The forward pass, with the part up to the end of the stage on the meta device."""
         entry = self.entries[stage - 1]
         images = torch.empty(len(feature), *self.image_shape, device="meta", dtype=feature.dtype)
-        tensors = dict(net.named_parameters(remove_duplicate=False)) | dict(net.named_buffers(remove_duplicate=False))
+        tensors = slots(net)
         on_meta = {name: tensors[name].detach().to("meta") for name in entry.unused}
 
         def enter(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Replay:
                 hooks.enter_context(net.get_submodule(entry.module).register_forward_hook(tap))
             classifier = net.get_submodule(self.classifier)
             hooks.enter_context(classifier.register_forward_pre_hook(before_classifier))
-            logits = functional_call(net, lent, (images,)) if lent else net(images)
+            logits = functional_call(net, lent, (images,), tie_weights=False) if lent else net(images)
         return Outputs(logits, embeddings[0], tuple(stages))
 
 
@@ -115,13 +115,18 @@ class _Call:
     identity: int
 
 
-def replay(net: nn.Module, image_shape: tuple[int, int, int]) -> Replay:
+def replay(net: nn.Module, image_shape: tuple[int, int, int], names: Sequence[str] | None = None) -> Replay:
     """Cut a network at the outputs of its modules, keeping only cuts that a real forward pass confirms.
 
     A network without any such cut is run as a whole, with no stages.
 
+    Args:
+        net: any classifier whose ``forward(images)`` returns logits.
+        image_shape: (channels, height, width) of the images it is meant for.
+        names: modules whose outputs end the stages, in order; None finds them.
+
     Raises:
-        CannotCut: it has no classifier module.
+        CannotCut: it has no classifier module, or a named module's output is not all that the rest needs.
     """
     order = _calls(net, image_shape)
     ran = {call.name for call in order}
@@ -129,6 +134,8 @@ def replay(net: nn.Module, image_shape: tuple[int, int, int]) -> Replay:
     if not classifiers:
         raise CannotCut("no classifier module runs in its forward")
     best = Replay([], [], classifiers[0], image_shape)
+    if names is not None:
+        return _named(net, order, names, best)
     for level in OPENING_LEVELS:
         found = _replay_at(net, order, opened_at(net, level), best)
         if len(found.points) > len(best.points):
@@ -136,6 +143,21 @@ def replay(net: nn.Module, image_shape: tuple[int, int, int]) -> Replay:
         if len(best.points) >= ENOUGH_STAGES:
             break
     return best
+
+
+def _named(net: nn.Module, order: Sequence[_Call], names: Sequence[str], uncut: Replay) -> Replay:
+    opened = frozenset(parent for name in names for parent in parents(name))
+    points = {point.key: point for point in _points(net, order, opened, uncut.image_shape) if point.view is not None}
+    entries: list[Entry] = []
+    for name in names:
+        entry = _verified(net, points[name], order, uncut) if name in points else None
+        if entry is None:
+            raise CannotCut(f"after {name!r} the network needs more than one tensor with positions")
+        entries.append(entry)
+    ran = [name for name in points if name in names]
+    if ran != list(names):
+        raise CannotCut(f"they run in the order {', '.join(ran)}")
+    return Replay([points[name] for name in names], entries, uncut.classifier, uncut.image_shape)
 
 
 def _replay_at(net: nn.Module, order: Sequence[_Call], opened: frozenset[str], uncut: Replay) -> Replay:
@@ -183,26 +205,22 @@ def _points(
     candidates: dict[int, _Call] = {}  # by tensor: the module that made it, not those that only pass it on
     depths: dict[int, int] = {}
     for call in order:
-        if call.shape and counts[call.name] == 1 and all(parent in opened for parent in _parents(call.name)):
+        if call.shape and counts[call.name] == 1 and all(parent in opened for parent in parents(call.name)):
             candidates.setdefault(call.identity, call)
             depths[call.identity] = min(call.name.count("."), depths.get(call.identity, len(order)))
-    hint = reads_channels_last([call.shape for call in candidates.values()], size)
     prefix = int(getattr(net, "num_prefix_tokens", 0))
+    views = views_of([call.shape for call in candidates.values()], size, prefix)
     return [
         Point(
             call.name,
             call.shape,
             depths[call.identity],
             kind_of(net.get_submodule(call.name)),
-            view(call.shape, size, num_prefix_tokens=prefix, channels_last=hint),
+            stage,
+            module=call.name,
         )
-        for call in candidates.values()
+        for call, stage in zip(candidates.values(), views, strict=True)
     ]
-
-
-def _parents(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    return (".".join(parts[:end]) for end in range(1, len(parts)))
 
 
 def _verified(net: nn.Module, point: Point, order: Sequence[_Call], uncut: Replay) -> Entry | None:
@@ -220,17 +238,17 @@ def _unused_candidates(net: nn.Module, cut: str, order: Sequence[_Call]) -> Iter
     finished = next(index for index, call in enumerate(order) if call.name == cut)
     later = {call.name for call in order[finished + 1 :]}
     done = {call.name for call in order[: finished + 1]} - later
-    owned = [name for name, _ in [*net.named_parameters(), *net.named_buffers()]]
+    owned = list(slots(net))
     # parts that never run themselves (tables, indices) are done with the module that holds them
-    of_done = frozenset(name for name in owned if done & set(_parents(name)) and name.rpartition(".")[0] not in later)
+    of_done = frozenset(name for name in owned if done & set(parents(name)) and name.rpartition(".")[0] not in later)
     yield of_done
-    around = {"", *_parents(cut)}
+    around = {"", *parents(cut)}
     yield of_done | {name for name in owned if name.rpartition(".")[0] in around}
 
 
 def _is_exact(net: nn.Module, cutter: Replay, training: bool) -> bool:
-    images = torch.rand(BATCH_SIZE, *cutter.image_shape, generator=torch.Generator().manual_seed(0))
-    images = images.to(next((tensor.device for tensor in net.parameters()), images.device))
+    device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
+    images = torch.rand(BATCH_SIZE, *cutter.image_shape, generator=torch.Generator().manual_seed(0)).to(device)
 
     def run(call: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
         network = deepcopy(net)  # batch statistics change in train mode
@@ -245,4 +263,7 @@ def _is_exact(net: nn.Module, cutter: Replay, training: bool) -> bool:
         expected, actual = run(lambda network: network(images)), run(in_two)
     except Exception:  # tensors on two devices, or whatever else this network makes of the attempt
         return False
-    return expected is not None and actual is not None and torch.equal(expected, actual)
+    if expected is None or actual is None:
+        return False
+    # without data nothing can be confirmed
+    return device.type != "meta" and torch.equal(expected, actual)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import operator
 import zlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import fx
+
+from crossdistill.models.cuts import images_each, is_place, rows_each
 
 
 class Segment:
@@ -36,33 +40,61 @@ def _restore(source: str, modules: dict[str, str], others: dict[str, Any], label
     return Segment(source, others | {name: importlib.import_module(path) for name, path in modules.items()}, label)
 
 
-def between(graph: fx.Graph, start: fx.Node, results: tuple[fx.Node, ...], *, copy_first: bool, label: str) -> Segment:
-    """The part of a graph after ``start`` that computes ``results``; one result is returned bare, more as a tuple.
+def between(
+    graph: fx.Graph,
+    start: fx.Node,
+    results: Sequence[fx.Node],
+    *,
+    again: frozenset[fx.Node],
+    overwritten: frozenset[str],
+    label: str,
+) -> Segment:
+    """The part of a graph after ``start`` that computes ``results``, returned as a tuple.
 
     Args:
         graph: of the whole forward pass.
         start: the value that enters, which must be all that the part needs.
         results: nodes of the graph.
-        copy_first: work on a copy, because the part overwrites the value that others still read.
+        again: nodes that the part computes for itself wherever it needs them.
+        overwritten: names of the values that the pass overwrites; where one enters or is returned, it goes on with a
+            copy.
         label: shown as the file name in tracebacks.
     """
     part = fx.Graph()
     entry = part.placeholder("tensor")
-    known = {start: part.call_function(torch.clone, (entry,)) if copy_first else entry}
+    returned = {start: entry}
+    known = {start: part.call_function(torch.clone, (entry,)) if start.name in overwritten else entry}
 
     def copy(node: fx.Node) -> fx.Node:
-        if node not in known:  # parameters are read again wherever they are needed
+        if node in known:
+            return known[node]
+        each = images_each(node)
+        if each is not None:
+            known[node] = _batch(part, entry, each, rows_each(start))
+        elif is_place(node) and node in again:
+            known[node] = part.call_function(getattr, (entry, node.args[1]))
+        else:
             known[node] = part.node_copy(node, copy)
+        if node in results:
+            returned[node] = known[node]
+            if node.name in overwritten:
+                known[node] = part.call_function(torch.clone, (known[node],))
         return known[node]
 
     begun = False
     for node in graph.nodes:
-        if begun and node.op not in ("get_attr", "output"):
+        if begun and node not in again and node.op != "output":
             copy(node)
         begun = begun or node is start
-        if all(result in known for result in results):
+        if all(result in returned for result in results):
             break
-    values = tuple(known[result] for result in results)
-    part.output(values if len(values) > 1 else values[0])
+    part.output(tuple(returned[result] for result in results))
     code = part.python_code(root_module="self")
     return Segment(code.src, dict(code.globals), label)
+
+
+def _batch(part: fx.Graph, entry: fx.Node, each: int, rows: int) -> fx.Node:
+    """A number proportional to the batch, from the first dimension of the value that enters."""
+    size = part.call_method("size", (entry, 0))
+    images = size if rows == 1 else part.call_function(operator.floordiv, (size, rows))
+    return images if each == 1 else part.call_function(operator.mul, (images, each))

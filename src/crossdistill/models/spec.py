@@ -6,15 +6,14 @@ import re
 from collections.abc import Sequence
 
 from timm.data.config import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from crossdistill.contracts import Family, InputSpec, ModelSpec, Outputs, StageSpec
 from crossdistill.models.cutter import Cutter
 from crossdistill.models.dry_run import dry_run
 from crossdistill.models.views import Size
 
-ATTENTION = re.compile(r"Attention|Attn")
-QUERY = re.compile(r"^(qkv|q|kv|query|to_qkv|to_q|q_proj|in_proj_weight)$")
+QUERY = re.compile(r"^(to_|in_)?(q|kv|qk|qv|qkv|qkvs|query)(_proj|_conv|_op|s)?(_weight)?$")
 
 
 def measure(
@@ -42,7 +41,13 @@ def measure(
 
 
 def _embedding_dim(outputs: Outputs) -> int:
-    return outputs.require("embedding").flatten(1).shape[1]
+    embedding = outputs.require("embedding")
+    return (embedding if embedding.ndim == 2 else pooled(embedding)).shape[1]
+
+
+def pooled(embedding: Tensor) -> Tensor:
+    """The mean over positions ``(B, D)`` of a map ``(B, D, H, W)`` or of tokens ``(B, L, D)``."""
+    return embedding.mean(dim=1) if embedding.ndim == 3 else embedding.flatten(2).mean(dim=2)
 
 
 def family(net: nn.Module, stages: Sequence[StageSpec]) -> Family:
@@ -57,10 +62,11 @@ def family(net: nn.Module, stages: Sequence[StageSpec]) -> Family:
 
 
 def _attends(module: nn.Module) -> bool:
-    """Attention proper has queries; channel gates and pooling heads do not count."""
-    name = type(module).__name__
-    if not ATTENTION.search(name) or "Pool" in name:
+    """Attention proper has queries or heads; channel gates and pooling heads do not count."""
+    if "Pool" in type(module).__name__:
         return False
+    if isinstance(getattr(module, "num_heads", None), int):
+        return True
     members = [*dict(module.named_children()), *dict(module.named_parameters(recurse=False))]
     return any(QUERY.match(member) for member in members)
 

@@ -6,19 +6,23 @@ pieces are functions of the live network, not modules: copies, moves and weight 
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, fx, nn
 
-from crossdistill.contracts import Outputs
-from crossdistill.models.cutter import CannotCut, classifier_names, opened_at
+from crossdistill.contracts import Outputs, StageSpec
+from crossdistill.errors import InputError
+from crossdistill.models.cuts import VALUES, depth, owner, recomputable, single_tensor_cuts
+from crossdistill.models.cutter import CannotCut, classifier_names, opened_at, parents
 from crossdistill.models.points import ENOUGH_STAGES, Kind, Point, choose, kind_of
 from crossdistill.models.segment import Segment, between
-from crossdistill.models.trace import Measured, depth, measure, single_tensor_cuts, trace
-from crossdistill.models.views import Size, at_size, reads_channels_last, view
+from crossdistill.models.shaped import ShapedTracer
+from crossdistill.models.trace import Measured, Tracer, measure, trace
+from crossdistill.models.views import Size, at_size, views_of
 
 OPENING_LEVELS = (0, 1, 2, 3, 99)
 """How many layers of modules to look into, one attempt after the other; 99 is all of them."""
@@ -26,83 +30,164 @@ OPENING_LEVELS = (0, 1, 2, 3, 99)
 PROBE_SIZE = (256, 192)
 """Large, so that no map shrinks to a point, and oblong, so that channels are never taken for rows."""
 
+ImageShape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One mode's forward pass: up to the end of each stage, and from the images and the end of each stage to the end.
+
+    Each of ``rest`` returns the ends of the stages still to come, then logits and embedding.
+    """
+
+    until: tuple[Segment, ...]
+    rest: tuple[Segment, ...]
+
 
 class Split:
-    """A network as a row of segments, one row for train and one for eval mode."""
+    """A network as functions of its images or of the tensor that ends a stage.
 
-    def __init__(self, points: Sequence[Point], segments: dict[bool, tuple[Segment, ...]]) -> None:
+    Args:
+        points: the ends of the stages.
+        programs: one for train and one for eval mode.
+        image_shape: the only shape ``(C, H, W)`` that the functions hold for; None where they hold for any.
+    """
+
+    def __init__(self, points: Sequence[Point], programs: dict[bool, Program], image_shape: ImageShape | None) -> None:
         self.points = tuple(points)
-        self.segments = segments
+        self.programs = programs
+        self.image_shape = image_shape
 
     def whole(self, net: nn.Module, images: Tensor) -> Outputs:
         """One forward pass with everything on the way."""
-        return self._run(net, images, 0, [])
-
-    def until(self, net: nn.Module, images: Tensor, stage: int) -> Tensor:
-        """The first ``stage`` segments."""
-        tensor = images
-        for segment in self.segments[net.training][:stage]:
-            tensor = segment.run(net, tensor)
-        return tensor
-
-    def resume(self, net: nn.Module, feature: Tensor, stage: int) -> Outputs:
-        """The segments after ``stage``."""
-        return self._run(net, feature, stage, [feature])
-
-    def _run(self, net: nn.Module, tensor: Tensor, start: int, stages: list[Tensor]) -> Outputs:
-        *body, head = self.segments[net.training][start:]
-        for segment in body:
-            tensor = segment.run(net, tensor)
-            stages.append(tensor)
-        logits, embedding = head.run(net, tensor)
+        self._check(images)
+        *stages, logits, embedding = self.programs[net.training].rest[0].run(net, images)
         return Outputs(logits, embedding, tuple(stages))
 
+    def until(self, net: nn.Module, images: Tensor, stage: int) -> Tensor:
+        """The forward pass as far as the end of a stage."""
+        self._check(images)
+        (feature,) = self.programs[net.training].until[stage - 1].run(net, images)
+        return feature  # type: ignore[no-any-return]
 
-def split(net: nn.Module, image_shape: tuple[int, int, int]) -> Split:
+    def resume(self, net: nn.Module, feature: Tensor, stage: int) -> Outputs:
+        """The forward pass from the end of a stage."""
+        *stages, logits, embedding = self.programs[net.training].rest[stage].run(net, feature)
+        return Outputs(logits, embedding, (feature, *stages))
+
+    def _check(self, images: Tensor) -> None:
+        if self.image_shape is not None and images.shape[1:] != self.image_shape:
+            raise InputError(
+                f"images of shape {tuple(images.shape)}",
+                f"(B, {', '.join(map(str, self.image_shape))}): this network was staged for that size",
+                "build it again with the image_size of these images",
+            )
+
+
+def split(net: nn.Module, image_shape: ImageShape, names: Sequence[str] | None = None) -> Split:
     """Cut a network by tracing, looking no deeper than it takes to find three stages.
+
+    Shapes stay symbolic, so that the pieces take images of any size; where that finds less, they become numbers. A
+    network in which a single tensor never carries all there is has no stages.
 
     Args:
         net: any classifier whose ``forward(images)`` returns logits.
         image_shape: (channels, height, width) of the images it is meant for.
+        names: modules whose outputs end the stages, in order; None finds them.
 
     Raises:
-        CannotCut: its forward cannot be traced, or a single tensor never carries all there is.
+        CannotCut: its forward cannot be traced, or a named module's output is not all that the rest needs.
     """
-    best: Split | None = None
+    best: Candidate | None = None
     reasons: list[str] = []
-    for level in OPENING_LEVELS:
+    enough = ENOUGH_STAGES if names is None else len(names)
+    for shaped, opened in itertools.product((False, True), _openings(net, names)):
         try:
-            found = _split_at(net, image_shape, opened_at(net, level))
+            found = _candidate(net, image_shape, opened, names, shaped=shaped)
         except CannotCut as reason:
             reasons.append(str(reason))
             continue
         if best is None or len(found.points) > len(best.points):
             best = found
-        if len(best.points) >= ENOUGH_STAGES:
+        if len(best.points) >= enough:
             break
     if best is None:
         raise CannotCut("; ".join(dict.fromkeys(reasons)))
-    return best
+    return _assemble(net, best, image_shape)
 
 
-def _split_at(net: nn.Module, image_shape: tuple[int, int, int], opened: frozenset[str]) -> Split:
-    graphs = {training: trace(net, opened, training=training) for training in (True, False)}
-    measured = {training: _checked_measure(net, graphs[training], image_shape, training) for training in graphs}
-    points = choose(_points(net, graphs, measured[False], image_shape))
-    if not points:
-        raise CannotCut("no cut with one tensor that has positions")
-    points = [_at_nominal_size(point, measured[False], image_shape[1:]) for point in points]
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Both modes' graphs, and the cuts chosen in them, viewed at one (height, width) of the images."""
+
+    graphs: dict[bool, fx.Graph]
+    points: list[Point]
+    viewed_at: Size
+    shaped: bool
+
+
+def _openings(net: nn.Module, names: Sequence[str] | None) -> list[frozenset[str]]:
+    if names is not None:
+        return [_around(net, names)]
+    return list(dict.fromkeys(opened_at(net, level) for level in OPENING_LEVELS))
+
+
+def _around(net: nn.Module, names: Sequence[str]) -> frozenset[str]:
+    """The containers of the named modules and of the classifier; the named ones stay whole."""
+    opened = {parent for name in [*names, *classifier_names(net)] for parent in parents(name)}
+    return frozenset(opened - set(names))
+
+
+def _candidate(
+    net: nn.Module,
+    image_shape: ImageShape,
+    opened: frozenset[str],
+    names: Sequence[str] | None,
+    *,
+    shaped: bool,
+) -> Candidate:
+    """The cuts found at one opening."""
+    dtype = next((parameter.dtype for parameter in net.parameters()), torch.float32)
+
+    def graph(training: bool) -> fx.Graph:
+        return trace(net, ShapedTracer(opened, image_shape, dtype) if shaped else Tracer(opened), training=training)
+
+    in_eval = graph(False)
+    _results(net, in_eval)
+    in_train = graph(True)
+    shared = {node.name for node, _ in single_tensor_cuts(in_train)}
+    cuts = [(node, following) for node, following in single_tensor_cuts(in_eval) if node.name in shared]
+    shapes, size = _shapes(net, in_eval, image_shape, shaped=shaped)
+    found = _points(net, [pair for pair in cuts if pair[0].name in shapes], shapes, size)
+    points = choose(found) if names is None else _named(found, names)
+    return Candidate({False: in_eval, True: in_train}, points, size, shaped)
+
+
+def _assemble(net: nn.Module, found: Candidate, image_shape: ImageShape) -> Split:
+    measured = {
+        training: _checked_measure(net, graph, image_shape, training) for training, graph in found.graphs.items()
+    }
+    points = [_at_nominal_size(point, measured[False], image_shape[1:], found.viewed_at) for point in found.points]
     label = type(net).__name__
-    return Split(
-        points,
-        {
-            training: _segments(net, graph, points, measured[training], f"{label} {'train' if training else 'eval'}")
-            for training, graph in graphs.items()
-        },
-    )
+    programs = {
+        training: _program(net, graph, points, measured[training], f"{label} {'train' if training else 'eval'}")
+        for training, graph in found.graphs.items()
+    }
+    return Split(points, programs, image_shape if found.shaped else None)
 
 
-def _checked_measure(net: nn.Module, graph: fx.Graph, image_shape: tuple[int, int, int], training: bool) -> Measured:
+def _named(found: Sequence[Point], names: Sequence[str]) -> list[Point]:
+    index = {str(point.module): index for index, point in enumerate(found) if point.view is not None}
+    missing = [name for name in names if name not in index]
+    if missing:
+        raise CannotCut(f"after {missing[0]!r} the network needs more than one tensor with positions")
+    ran = [name for name in index if name in names]
+    if ran != list(names):
+        raise CannotCut(f"they run in the order {', '.join(ran)}")
+    return [found[index[name]] for name in names]
+
+
+def _checked_measure(net: nn.Module, graph: fx.Graph, image_shape: ImageShape, training: bool) -> Measured:
     try:
         return measure(net, graph, image_shape, training=training)
     except Exception as error:  # the plain forward runs, so the graph is not the same as the forward
@@ -110,25 +195,36 @@ def _checked_measure(net: nn.Module, graph: fx.Graph, image_shape: tuple[int, in
 
 
 def _points(
-    net: nn.Module, graphs: dict[bool, fx.Graph], nominal: Measured, image_shape: tuple[int, int, int]
+    net: nn.Module, cuts: Sequence[tuple[fx.Node, fx.Node]], shapes: dict[str, tuple[int, ...]], size: Size
 ) -> list[Point]:
-    """The cuts that both modes share, viewed at a size where every stride can be told."""
-    in_train = {node.name for node, _ in single_tensor_cuts(graphs[True])}
-    cuts = [pair for pair in single_tensor_cuts(graphs[False]) if pair[0].name in in_train]
-    shapes, size = _probe(net, graphs[False], image_shape[0]) or (nominal.shapes, image_shape[1:])
-    cuts = [(node, following) for node, following in cuts if node.name in shapes]
-    hint = reads_channels_last([shapes[node.name] for node, _ in cuts], size)
-    prefix = int(getattr(net, "num_prefix_tokens", 0))
+    """The cuts outside the head as points."""
+    views = views_of([shapes[node.name] for node, _ in cuts], size, int(getattr(net, "num_prefix_tokens", 0)))
+    owners = [owner(node) for node, _ in cuts]
+    head = _head(net, list(zip(owners, views, strict=True)))
     return [
         Point(
             node.name,
-            shape := shapes[node.name],
+            shapes[node.name],
             depth(node, following),
             _kind(net, node),
-            view(shape, size, num_prefix_tokens=prefix, channels_last=hint),
+            stage,
+            module=str(node.target) if node.op == "call_module" else None,
         )
-        for node, following in cuts
+        for (node, following), stage, name in zip(cuts, views, owners, strict=True)
+        if head is None or head not in (name, *parents(name))
     ]
+
+
+def _head(net: nn.Module, views: Sequence[tuple[str, StageSpec | None]]) -> str | None:
+    """The outermost module that holds the classifier and keeps one stride throughout, given each cut's module."""
+    for name in classifier_names(net)[:1]:
+        for container in parents(name):
+            inside = [container in (owner, *parents(owner)) for owner, _ in views]
+            stages = [stage for (_, stage), within in zip(views, inside, strict=True) if within and stage]
+            strides = {stage.stride for stage in stages if stage.grid != (1, 1)}  # pooled, it has none
+            if not all(inside) and len(strides) <= 1:
+                return container
+    return None
 
 
 def _kind(net: nn.Module, node: fx.Node) -> Kind:
@@ -137,33 +233,47 @@ def _kind(net: nn.Module, node: fx.Node) -> Kind:
     return "pass" if node.target is operator.getitem else "primitive"  # a slice drops prefix tokens
 
 
-def _probe(net: nn.Module, graph: fx.Graph, channels: int) -> tuple[dict[str, tuple[int, ...]], Size] | None:
+def _shapes(
+    net: nn.Module, graph: fx.Graph, image_shape: ImageShape, *, shaped: bool
+) -> tuple[dict[str, tuple[int, ...]], Size]:
+    """The shape at each node for two images, and their (height, width): where possible one that tells every stride."""
+    if shaped:
+        values = {node.name: node.meta[VALUES][0] for node in graph.nodes if VALUES in node.meta}
+        shapes = {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
+        return shapes, image_shape[1:]
     try:
-        return measure(net, graph, (channels, *PROBE_SIZE), training=False).shapes, PROBE_SIZE
+        return measure(net, graph, (image_shape[0], *PROBE_SIZE), training=False).shapes, PROBE_SIZE
     except Exception:  # a network of one fixed size says so in whatever way its authors chose
-        return None
+        return _checked_measure(net, graph, image_shape, False).shapes, image_shape[1:]
 
 
-def _at_nominal_size(point: Point, nominal: Measured, size: Size) -> Point:
+def _at_nominal_size(point: Point, nominal: Measured, size: Size, viewed_at: Size) -> Point:
     shape = nominal.shapes[point.key]
-    return replace(point, shape=shape, view=at_size(point.view, shape, size) if point.view else None)
+    stage = at_size(point.view, shape, size, viewed_at=viewed_at) if point.view else None
+    return replace(point, shape=shape, view=stage)
 
 
-def _segments(
-    net: nn.Module, graph: fx.Graph, points: Sequence[Point], measured: Measured, label: str
-) -> tuple[Segment, ...]:
+def _program(net: nn.Module, graph: fx.Graph, points: Sequence[Point], measured: Measured, label: str) -> Program:
     by_name = {node.name: node for node in graph.nodes}
-    ends = [next(node for node in graph.nodes if node.op == "placeholder"), *(by_name[point.key] for point in points)]
-    body = [
-        between(graph, start, (end,), copy_first=start.name in measured.overwritten, label=f"{label}, stage {number}")
-        for number, (start, end) in enumerate(pairwise(ends), start=1)
-    ]
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    ends = [by_name[point.key] for point in points]
     results = _results(net, graph)
     order = list(graph.nodes)
-    if order.index(results[1]) < order.index(ends[-1]):
+    if ends and order.index(results[1]) < order.index(ends[-1]):
         raise CannotCut("the tensor that enters the classifier is computed before the last stage ends")
-    copy_first = ends[-1].name in measured.overwritten
-    return (*body, between(graph, ends[-1], results, copy_first=copy_first, label=f"{label}, head"))
+    again = recomputable(graph)
+
+    def piece(start: fx.Node, wanted: Sequence[fx.Node], what: str) -> Segment:
+        overwritten = measured.overwritten
+        return between(graph, start, wanted, again=again, overwritten=overwritten, label=f"{label}, {what}")
+
+    return Program(
+        until=tuple(piece(images, [end], f"until stage {number}") for number, end in enumerate(ends, start=1)),
+        rest=tuple(
+            piece(start, [*ends[number:], *results], f"from stage {number}")
+            for number, start in enumerate([images, *ends])
+        ),
+    )
 
 
 def _results(net: nn.Module, graph: fx.Graph) -> tuple[fx.Node, fx.Node]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from crossdistill.contracts import ModelSpec, Outputs
 from crossdistill.errors import InputError
 from crossdistill.models.cutter import Cutter
+from crossdistill.models.spec import pooled
 
 
 class StagedModel(nn.Module):
@@ -16,10 +17,13 @@ class StagedModel(nn.Module):
     ``model.net.state_dict()`` is what is exported.
     """
 
-    def __init__(self, net: nn.Module, spec: ModelSpec, cutter: Cutter) -> None:
+    def __init__(
+        self, net: nn.Module, spec: ModelSpec, cutter: Cutter, stage_names: tuple[str, ...] | None = None
+    ) -> None:
         super().__init__()
         self.net = net
         self.spec = spec
+        self.stage_names = stage_names
         self._cutter = cutter
 
     def forward(self, images: Tensor) -> Outputs:
@@ -60,7 +64,7 @@ class StagedModel(nn.Module):
 
 
 def _flat(outputs: Outputs) -> Outputs:
-    """Embeddings that a convolutional classifier takes as ``(B, D, 1, 1)`` become ``(B, D)``."""
+    """Where a classifier takes a map or tokens and what it makes of them is pooled, the embedding is pooled too."""
     if outputs.embedding is None or outputs.embedding.ndim == 2:
         return outputs
-    return Outputs(outputs.logits, outputs.embedding.flatten(1), outputs.stages)
+    return Outputs(outputs.logits, pooled(outputs.embedding), outputs.stages)

@@ -1,10 +1,8 @@
-"""Tracing a network's own forward into a graph of calls, and finding the places where one tensor is all there is."""
+"""Tracing a network's own forward into a graph of calls, and running that graph without data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from timm.models import get_notrace_functions, is_notrace_module
@@ -14,7 +12,7 @@ from crossdistill.models.cutter import CannotCut
 from crossdistill.models.dry_run import dry_run, mode
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Looks into the opened modules only; everything else is one call."""
 
     proxy_buffer_attributes = True
@@ -31,7 +29,7 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
 
-def trace(net: nn.Module, opened: frozenset[str], *, training: bool) -> fx.Graph:
+def trace(net: nn.Module, tracer: Tracer, *, training: bool) -> fx.Graph:
     """The graph of one mode's forward pass.
 
     Raises:
@@ -40,7 +38,7 @@ def trace(net: nn.Module, opened: frozenset[str], *, training: bool) -> fx.Graph
     before = set(vars(net))
     try:
         with mode(net, training):
-            return _Tracer(opened).trace(net)
+            return tracer.trace(net)
     except Exception as error:  # tracing runs the network's own code, which may fail in any way
         raise CannotCut(f"tracing fails: {error}") from error
     finally:
@@ -85,28 +83,3 @@ def measure(net: nn.Module, graph: fx.Graph, image_shape: tuple[int, int, int], 
         )
 
     return dry_run(net, record, image_shape, training=training)
-
-
-def single_tensor_cuts(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Pairs (value, next node) where the value is all that the rest of the graph needs of what ran before.
-
-    Parameters and buffers do not count, since they are read again wherever they are needed.
-    """
-    nodes = [node for node in graph.nodes if node.op != "get_attr"]
-    position = {node: index for index, node in enumerate(nodes)}
-    last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
-    alive: list[fx.Node] = []
-    for node, following in pairwise(nodes):
-        alive = [value for value in [*alive, node] if last_use[value] > position[node]]
-        if len(alive) == 1 and alive[0].op != "placeholder" and alive[0] is node:
-            yield node, following
-
-
-def depth(node: fx.Node, following: fx.Node) -> int:
-    """How many containers hold both the node and the one after it."""
-
-    def containers(of: fx.Node) -> list[str]:
-        stack = list(of.meta.get("nn_module_stack") or ())
-        return stack[:-1] if of.op == "call_module" else stack
-
-    return len(set(containers(node)) & set(containers(following)))

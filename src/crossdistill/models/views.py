@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from crossdistill.contracts import Layout, StageSpec
+from crossdistill.models.dry_run import BATCH_SIZE
 
 Size = tuple[int, int]
 
 MOST_PREFIX_TOKENS = 16
 """Class, distillation and register tokens that are looked for when the network does not state their number."""
+
+LARGEST_STRIDE = 64
+"""Fewer tokens than that leaves are not positions but class tokens or something pooled."""
 
 
 def view(
@@ -33,17 +37,58 @@ def view(
         for prefix in (num_prefix_tokens, *range(MOST_PREFIX_TOKENS + 1)):
             found = _token_grid(shape[1] - prefix, image_size)
             if found is not None:
-                return StageSpec(shape[2], _stride(image_size, found[0]), "NLC", prefix, found)
+                stride = _stride(image_size, found[0])
+                return StageSpec(shape[2], stride, "NLC", prefix, found) if stride <= LARGEST_STRIDE else None
     return None
 
 
-def at_size(stage: StageSpec, shape: Sequence[int], image_size: Size) -> StageSpec:
-    """The same stage for images of another size, from the tensor's shape at that size."""
+def at_size(stage: StageSpec, shape: Sequence[int], image_size: Size, *, viewed_at: Size) -> StageSpec:
+    """The same stage for images of another size, from the tensor's shape at that size.
+
+    The stride stays, unless it was a guess at the size of the view and is exact at this one.
+    """
+    grid, num_prefix_tokens = stage.grid, stage.num_prefix_tokens
     if stage.layout == "NLC":
-        found = view(shape, image_size, num_prefix_tokens=stage.num_prefix_tokens)
-        return replace(stage, grid=found.grid, num_prefix_tokens=found.num_prefix_tokens) if found else stage
-    rows, columns = shape[2:] if stage.layout == "NCHW" else shape[1:3]
-    return replace(stage, grid=(rows, columns))
+        found = view(shape, image_size, num_prefix_tokens=num_prefix_tokens)
+        if found is not None:
+            grid, num_prefix_tokens = found.grid, found.num_prefix_tokens
+    else:
+        rows, columns = shape[2:] if stage.layout == "NCHW" else shape[1:3]
+        grid = (rows, columns)
+    guessed = viewed_at[0] % stage.grid[0] > 0 and image_size[0] % grid[0] == 0
+    stride = image_size[0] // grid[0] if guessed else stage.stride
+    return replace(stage, grid=grid, num_prefix_tokens=num_prefix_tokens, stride=stride)
+
+
+def views_of(shapes: Sequence[Sequence[int]], image_size: Size, num_prefix_tokens: int = 0) -> list[StageSpec | None]:
+    """The stages that the tensors of one forward pass hold, in its order.
+
+    Each is read in the light of the others: which dimension holds the channels, and that halving 7x7 gives 4x4.
+
+    Args:
+        shapes: as two images give them; a tensor with another first dimension holds windows or pixels of an image.
+        image_size: (height, width) of the images.
+        num_prefix_tokens: what the network says.
+    """
+    channels_last = reads_channels_last(shapes, image_size)
+    found: list[StageSpec | None] = []
+    before: StageSpec | None = None
+    for shape in shapes:
+        stage = None
+        if shape and shape[0] == BATCH_SIZE and not _is_flattened(shape, before):
+            stage = view(shape, image_size, num_prefix_tokens=num_prefix_tokens, channels_last=channels_last)
+        if before is not None and stage is not None and stage.grid == tuple(-(-side // 2) for side in before.grid):
+            stage = replace(stage, stride=2 * before.stride)
+        before = stage or before
+        found.append(stage)
+    return found
+
+
+def _is_flattened(shape: Sequence[int], before: StageSpec | None) -> bool:
+    """Whether it is the map before with its rows in one: ``(B, C, H * W)``."""
+    if before is None or before.channels == math.prod(before.grid):  # then it could be tokens as well
+        return False
+    return tuple(shape[1:]) == (before.channels, math.prod(before.grid))
 
 
 def reads_channels_last(shapes: Sequence[Sequence[int]], image_size: Size) -> bool:

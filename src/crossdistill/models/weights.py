@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from crossdistill.errors import InputError
 from crossdistill.models.checkpoint import Checkpoint
 from crossdistill.models.cutter import classifier_names
+from crossdistill.models.resample import resampled
+from crossdistill.models.sizes import size_of
+from crossdistill.models.views import Size
 
 SHOWN_KEYS = 3
 DEFAULT_CHANNELS = 3
@@ -19,6 +22,8 @@ DEFAULT_CHANNELS = 3
 
 def load(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequence[str] | None) -> None:
     """Load everything, classifier included; its rows are put in the order of ``class_names``.
+
+    Position embeddings that were saved at another image size are resampled.
 
     Args:
         net: of the architecture and with the number of classes that the data have.
@@ -32,19 +37,20 @@ def load(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequ
     tensors = checkpoint.tensors()
     heads = _head_tensors(net, tensors)
     _check_keys(net, tensors, checkpoint, name)
-    wrong = [key for key in heads if tensors[key].shape != net.state_dict()[key].shape]
+    wrong = [key for key in heads if len(tensors[key]) != len(net.state_dict()[key])]
     if wrong:
         raise InputError(
             f"{checkpoint.given} with a head of {len(tensors[wrong[0]])} classes",
-            f"{len(net.state_dict()[wrong[0]])} classes, as the data have",
+            f"{len(net.state_dict()[wrong[0]])} classes, as the data have (a teacher may have others: --class-map)",
             _fine_tune(checkpoint, name),
         )
+    tensors = _at_size(net, tensors, checkpoint)
     _check_shapes(net, tensors, checkpoint, name)
     order = class_order(checkpoint.class_names, class_names)
     if order == "other classes":
         raise InputError(
             f"{checkpoint.given} with classes {_shown(checkpoint.class_names or ())}",
-            f"the data's classes {_shown(class_names or ())}",
+            f"the data's classes {_shown(class_names or ())} (a teacher may have others: --class-map)",
             _fine_tune(checkpoint, name),
         )
     net.load_state_dict(_in_order(tensors, heads, order))
@@ -54,7 +60,7 @@ def start_from(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names
     """Load start weights: a classifier of another size or for other classes keeps its fresh initialisation.
 
     Raises:
-        InputError: another architecture.
+        InputError: another architecture, or tensors that cannot be resampled for the network's image size.
     """
     tensors = checkpoint.tensors()
     heads = _head_tensors(net, tensors)
@@ -65,8 +71,17 @@ def start_from(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names
         tensors |= {key: own[key] for key in heads}
     else:
         tensors = _in_order(tensors, heads, order)
+    tensors = _at_size(net, tensors, checkpoint)
     _check_shapes(net, tensors, checkpoint, name)
     net.load_state_dict(tensors)
+
+
+def saved_size(checkpoint: Checkpoint) -> Size | None:
+    """(height, width) with which the saved network was built, where its configuration says so."""
+    size = checkpoint.model_args.get("img_size")
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def class_order(
@@ -97,6 +112,25 @@ def _head_tensors(net: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
     return [key for key in tensors if key in own and own[key].ndim and key.rpartition(".")[0] in names]
 
 
+def _at_size(net: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors as the network needs them at its image size; saved at the same size, they stay as they are.
+
+    Weights of convolutions and linear layers do not depend on the size: where these differ, nothing is resampled.
+    """
+    own = net.state_dict()
+    differing = [key for key in own if tensors[key].shape != own[key].shape]
+    saved, size = saved_size(checkpoint), size_of(net)
+    if saved is not None and saved == size:
+        return tensors
+    turned = saved is not None and size is not None and saved[0] * size[1] != saved[1] * size[0]
+    if not differing and not turned:
+        return tensors
+    layers = [net.get_submodule(key.rpartition(".")[0]) for key in differing]
+    if any(isinstance(layer, (nn.Conv2d, nn.Conv1d, nn.Linear)) for layer in layers):
+        return tensors
+    return resampled(net, tensors, saved, checkpoint.model_args)
+
+
 def _check_keys(net: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkpoint, name: str) -> None:
     own = net.state_dict()
     missing = [key for key in own if key not in tensors]
@@ -119,10 +153,14 @@ def _check_shapes(net: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkp
     if wrong:
         differing = [f"{key} {tuple(tensors[key].shape)}, not {tuple(own[key].shape)}" for key in wrong[:SHOWN_KEYS]]
         raise InputError(
-            f"{checkpoint.given}: {'; '.join(differing)}{_more(wrong)}",
-            f"the shapes of {name}",
+            f"{checkpoint.given}{_px(' saved at', saved_size(checkpoint))}: {'; '.join(differing)}{_more(wrong)}",
+            f"the shapes of {name}{_px(' at', size_of(net))}",
             _guess(checkpoint, name),
         )
+
+
+def _px(words: str, size: Size | None) -> str:
+    return f"{words} {size[0]} x {size[1]} px" if size is not None else ""
 
 
 def _fine_tune(checkpoint: Checkpoint, name: str) -> str:

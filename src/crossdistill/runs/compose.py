@@ -20,8 +20,8 @@ from crossdistill.data.sampler import num_steps
 from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, process, total_steps
 from crossdistill.models import StagedModel, build
 from crossdistill.registry import METHODS
-from crossdistill.settings import ModelSettings, Settings, TrainSettings, resolve_options
-from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_signals
+from crossdistill.settings import ModelSettings, Settings, TeacherSettings, TrainSettings, resolve_options
+from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, MappedTeacher, check_signals, make_class_map
 
 STUDENT_VIEW = "student"
 
@@ -80,7 +80,7 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
     splits = open_source(settings.data)
     num_classes = len(splits.class_names)
     torch.manual_seed(settings.seed)
-    student = model_of(settings.student, splits.class_names, modules)
+    student = model_of(settings.student, splits.class_names, modules, allow_code=settings.allow_code)
     teacher = _teacher(settings, splits.class_names, modules)
     if teacher is not None:
         check_signals(record.value, teacher)
@@ -145,19 +145,25 @@ def _in_own_epochs(train: TrainSettings, *, own_steps: int, shared_steps: int) -
 
 
 def model_of(
-    settings: ModelSettings, class_names: tuple[str, ...], modules: Mapping[str, nn.Module] | None = None
+    settings: ModelSettings,
+    class_names: tuple[str, ...] | None,
+    modules: Mapping[str, nn.Module] | None = None,
+    *,
+    allow_code: bool = False,
 ) -> StagedModel:
-    """The network of these settings, with a head for these classes.
+    """The network of these settings, with a head for these classes (None: those of its weights).
 
     A network given as an object is copied: every run of a plan starts from it, and none changes the caller's own.
     """
     given = (modules or {}).get(settings.name)
     return build(
         settings.name if given is None else copy.deepcopy(given),
-        num_classes=len(class_names),
+        num_classes=None if class_names is None else len(class_names),
         image_size=settings.image_size,
         class_names=class_names,
         init=settings.init,
+        stages=settings.stages,
+        allow_code=allow_code,
         **settings.args,
     )
 
@@ -166,12 +172,27 @@ def _teacher(settings: Settings, class_names: tuple[str, ...], modules: Mapping[
     if not settings.teachers:
         return None
     frozen = [
-        FrozenTeacher(model_of(one, class_names, modules), view=f"teacher{index}")
+        _frozen(one, class_names, modules, view=f"teacher{index}", allow_code=settings.allow_code)
         for index, one in enumerate(settings.teachers)
     ]
     if len(frozen) == 1:
         return frozen[0]
     return EnsembleTeacher(frozen, [one.weight for one in settings.teachers])
+
+
+def _frozen(
+    settings: TeacherSettings,
+    class_names: tuple[str, ...],
+    modules: Mapping[str, nn.Module],
+    *,
+    view: str,
+    allow_code: bool,
+) -> FrozenTeacher:
+    """One teacher: with the data's classes, or with its own and a map to them."""
+    if settings.class_map is None:
+        return FrozenTeacher(model_of(settings, class_names, modules, allow_code=allow_code), view=view)
+    model = model_of(settings, None, modules, allow_code=allow_code)
+    return MappedTeacher(model, make_class_map(settings.class_map, class_names, model.spec), view=view)
 
 
 def _modules(method: type[Method], student: StagedModel, teacher: Teacher | None) -> Modules | None:

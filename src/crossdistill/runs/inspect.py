@@ -8,40 +8,50 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
+from crossdistill.contracts import UNLABELLED, Batch, Outputs
 from crossdistill.data import EvalLoader, open_source, prepare_image
 from crossdistill.engine import connect, process
 from crossdistill.engine import evaluate as measure
 from crossdistill.errors import InputError
-from crossdistill.models import build
-from crossdistill.models.build import parse
+from crossdistill.models import StagedModel, build
+from crossdistill.models.names import parse
 from crossdistill.runs.compose import STUDENT_VIEW
 from crossdistill.settings import DataSettings, validate
+from crossdistill.teachers import ClassMap, FrozenTeacher, MappedTeacher, make_class_map
+from crossdistill.teachers.class_map import Given
 
 
 def evaluate(
     model: str | Path | nn.Module,
     data: str | None = None,
     *,
+    class_map: Given | None = None,
     batch_size: int = 128,
     image_size: int | None = None,
     device: str = "auto",
     workers: int | None = None,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Accuracy of a trained model on the evaluation split of ``data``.
 
     Args:
         model: a run folder, a timm folder, ``NAME@PATH`` or a module.
         data: as for ``--data``; default: what the run folder was trained on.
+        class_map: for a model of other classes: "names", a file, or ``{class of the data: class of the model}``. The
+            figures then are of its answers among the data's classes.
         batch_size: images at once.
         image_size: height and width in pixels; default the model's own.
         device: auto, cpu or cuda.
         workers: loader processes.
+        allow_code: run the Python file of a model ``file:PATH.py:FUNCTION``.
 
     Returns:
         ``top1`` (and ``top5`` with more than five classes) as fractions, mean cross-entropy ``loss``, ``num_samples``,
-        and one entry a class under ``per_class``.
+        and one entry a class under ``per_class``. With a class map also ``num_model_classes``, and as
+        ``top1_of_all_classes`` the share of images whose most probable class of all these stands for the right one.
 
     Raises:
         InputError: a model or data that cannot be read, or whose classes differ.
@@ -51,10 +61,12 @@ def evaluate(
     splits = open_source(settings)
     built = build(
         str(model) if isinstance(model, Path) else model,
-        num_classes=len(splits.class_names),
+        num_classes=None if class_map is not None else len(splits.class_names),
         image_size=image_size,
-        class_names=splits.class_names,
+        class_names=None if class_map is not None else splits.class_names,
+        allow_code=allow_code,
     )
+    mapped = None if class_map is None else _Mapped(built, make_class_map(class_map, splits.class_names, built.spec))
     accelerator = connect(device)
     rank, world_size = process()
     loader = EvalLoader(
@@ -66,7 +78,9 @@ def evaluate(
         world_size=world_size,
         max_corrupt_share=settings.max_corrupt_share,
     )
-    metrics = measure(built, loader, accelerator=accelerator)
+    metrics = measure(built if mapped is None else mapped, loader, accelerator=accelerator)
+    if mapped is not None:
+        metrics |= mapped.of_all_classes(accelerator, metrics["num_samples"])
     counts = zip(splits.class_names, metrics.pop("class_correct"), metrics.pop("class_total"), strict=True)
     return {
         "model": built.spec.name,
@@ -81,13 +95,43 @@ def evaluate(
     }
 
 
-def predict(model: str | Path, images: Sequence[Path], *, top: int = 3, device: str = "auto") -> list[dict[str, Any]]:
+class _Mapped(MappedTeacher):
+    """Answers in the data's classes, and counts how often it is right among all its own."""
+
+    stands_for: Tensor
+    num_correct: Tensor
+
+    def __init__(self, model: StagedModel, class_map: ClassMap) -> None:
+        super().__init__(model, class_map, view=STUDENT_VIEW)
+        stands_for = torch.full((model.spec.num_classes,), UNLABELLED)
+        for target, group in enumerate(class_map.groups):
+            stands_for[list(group)] = target
+        self.register_buffer("stands_for", stands_for)
+        self.register_buffer("num_correct", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def signals(self, batch: Batch) -> Outputs:
+        """The mapped outputs, counted before they are mapped."""
+        outputs = FrozenTeacher.signals(self, batch)
+        found = self.stands_for[outputs.require("logits").argmax(dim=1)]
+        self.num_correct += ((found == batch.target) & (batch.target != UNLABELLED)).sum()
+        return self.in_student_classes(outputs)
+
+    def of_all_classes(self, accelerator: Accelerator, num_samples: int) -> dict[str, Any]:
+        """The count over all processes as a share of the images."""
+        num_correct = int(accelerator.reduce(self.num_correct, "sum"))
+        return {"num_model_classes": len(self.stands_for), "top1_of_all_classes": num_correct / num_samples}
+
+
+def predict(
+    model: str | Path, images: Sequence[Path], *, top: int = 3, device: str = "auto", allow_code: bool = False
+) -> list[dict[str, Any]]:
     """The most probable classes of image files, with probabilities.
 
     Raises:
         InputError: a model without class names, or an image that cannot be read (named; none is skipped silently).
     """
-    built = build(str(model))
+    built = build(str(model), allow_code=allow_code)
     class_names = built.spec.class_names
     if class_names is None:
         raise InputError(f"{model}, which carries no class names", "a run folder or an exported student", "give one")
@@ -110,12 +154,12 @@ def predict(model: str | Path, images: Sequence[Path], *, top: int = 3, device: 
 def _check_trained(model: str | Path | nn.Module) -> None:
     if isinstance(model, nn.Module):
         return
-    architecture, source = parse(str(model))
-    if source is None:
+    named = parse(str(model))
+    if named.is_random:
         raise InputError(
             f"model {str(model)!r}, whose weights would be random",
             "a trained model: a run folder, an exported student, NAME@PATH or NAME@pretrained",
-            f"train it first (crossdistill train --model {architecture} …) and give its folder",
+            f"train it first (crossdistill train --model {named.full} …) and give its folder",
         )
 
 

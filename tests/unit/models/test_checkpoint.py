@@ -5,11 +5,14 @@ import json
 from contextlib import suppress
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crossdistill.errors import InputError
+from crossdistill.models import build
 from crossdistill.models.checkpoint import Checkpoint, locate
 
 
@@ -79,3 +82,31 @@ def test_class_names_without_an_order_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"label_names": {"n01440764": "tench", "n01443537": "goldfish"}}))
     with pytest.raises(InputError, match=r"label_names has the keys 'n01440764', 'n01443537'[\s\S]*by index"):
         _ = locate(tmp_path).class_names
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+    ("name", "heads"), [("test_resnet", ["fc"]), ("deit_tiny_distilled_patch16_224", ["head", "head_dist"])]
+)
+def test_the_rows_of_a_saved_classifier_are_the_number_of_classes(name, heads, suffix, tmp_path):
+    """Also in half precision, and where there are two classifiers; a file without one says nothing."""
+    path = tmp_path / f"w.{suffix}"
+    save = safetensors.torch.save_file if suffix == "safetensors" else torch.save
+    tensors = timm.create_model(name, num_classes=7).half().state_dict()
+    save(tensors, path)
+    model = build(f"{name}@{path}")
+    assert model.spec.num_classes == 7
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    for head in heads:
+        assert locate(path).num_rows([head]) == locate(path).num_rows(["none", head]) == 7
+    assert locate(path).num_rows(["none"]) is None
+    save({key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] not in heads}, path)
+    with pytest.raises(InputError, match="which does not say how many classes it has"):
+        build(f"{name}@{path}")
+
+
+def test_a_truncated_header_is_bad_input(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(safetensors.torch.save({"fc.weight": torch.ones(3, 2)})[:20])
+    with pytest.raises(InputError, match="a complete safetensors file"):
+        locate(path).num_rows(["fc"])

@@ -241,5 +241,5 @@ def test_tracebacks_show_the_generated_lines():
     import linecache
 
     model = build("test_resnet", num_classes=5)
-    code = model._cutter.segments[False][0].run.__code__
+    code = model._cutter.programs[False].until[0].run.__code__
     assert "def forward" in "".join(linecache.getlines(code.co_filename))

@@ -1,0 +1,1 @@
+"""Where networks come from: one file a source, each with the interface in ``source.py``."""
