@@ -15,9 +15,8 @@ import sys
 from pathlib import Path
 
 import safetensors.torch
-import torch
+from cifar_resnet import build
 from record import record
-from torch import Tensor, nn
 
 from crossdistill.runs import execute, make_plan
 
@@ -33,68 +32,10 @@ STUDENTS = {
 METHODS = ("kd", "ofa")
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
-
-    def forward(self, images: Tensor) -> Tensor:
-        shortcut = images if self.downsample is None else self.downsample(images)
-        hidden = self.relu(self.bn1(self.conv1(images)))
-        return self.relu(self.bn2(self.conv2(hidden)) + shortcut)
-
-
-class ResNet56(nn.Module):
-    """He et al. 2016 for CIFAR: three stages of nine blocks with 16, 32 and 64 channels."""
-
-    pretrained_cfg = {  # noqa: RUF012 - what timm's data configuration is read from
-        "input_size": (3, 32, 32),
-        "mean": (0.5070, 0.4865, 0.4409),
-        "std": (0.2673, 0.2564, 0.2761),
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-    }
-
-    def __init__(self, num_classes: int = 100) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.relu = nn.ReLU(inplace=True)
-        self.layer1 = self._stage(16, 16, stride=1)
-        self.layer2 = self._stage(16, 32, stride=2)
-        self.layer3 = self._stage(32, 64, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, num_classes)
-
-    @staticmethod
-    def _stage(in_channels: int, channels: int, *, stride: int) -> nn.Sequential:
-        return nn.Sequential(Block(in_channels, channels, stride), *(Block(channels, channels, 1) for _ in range(8)))
-
-    def get_classifier(self) -> nn.Module:
-        """The classifier, by the name that timm's networks give it."""
-        return self.fc
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = self.relu(self.bn1(self.conv1(images)))
-        hidden = self.layer3(self.layer2(self.layer1(hidden)))
-        return self.fc(torch.flatten(self.avgpool(hidden), 1))
-
-
 def main() -> None:
     """Run every student and write the rows."""
     options = _options()
-    teacher = ResNet56()
+    teacher = build(num_classes=100, depth=56)
     teacher.load_state_dict(safetensors.torch.load_file(options.weights))
     for student in options.students.split(","):
         by_method = {}

@@ -33,7 +33,7 @@ def record(results: dict[str, Any], path: Path, *, recipe: str, command: str, te
         if row["role"] == "teacher":
             continue
         distilled = row["role"] == "distilled" and taught_by is not None
-        _replace(
+        replace_row(
             path,
             {
                 "recipe": recipe,
@@ -49,11 +49,7 @@ def record(results: dict[str, Any], path: Path, *, recipe: str, command: str, te
                 "teacher_top1": round(taught_by["top1_mean"], 5) if distilled else None,
                 "num_parameters": row["num_parameters"],
                 "gmacs": float(f"{row['gmacs']:.4g}"),
-                "device": ", ".join(environment["gpus"]) or "CPU",
-                "torch": environment["torch"],
-                "commit": (environment["commit"] or "unknown")[:12] + ("+changes" if environment["dirty"] else ""),
-                "command": command,
-                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+                **origin(environment, command),
             },
         )
 
@@ -64,8 +60,20 @@ def _data(data: dict[str, Any]) -> str:
     return source if labelled == images else f"{source}, {labelled} of {images} labelled"
 
 
-def _replace(path: Path, row: dict[str, Any]) -> None:
-    mark = [str(row[key] or "") for key in SAME]
+def origin(environment: dict[str, Any], command: str) -> dict[str, str]:
+    """The columns that say where, with what and when a row was made; ``environment`` as ``results.json`` holds it."""
+    return {
+        "device": ", ".join(environment["gpus"]) or "CPU",
+        "torch": environment["torch"],
+        "commit": (environment["commit"] or "unknown")[:12] + ("+changes" if environment["dirty"] else ""),
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def replace_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one row, in the place of those of the same experiment."""
+    mark = [str(row.get(key) or "") for key in SAME]
     kept = [one for one in read_rows(path) if [one[key] for key in SAME] != mark] if path.exists() else []
     path.unlink(missing_ok=True)
     for one in [*kept, row]:

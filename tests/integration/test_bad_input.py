@@ -49,6 +49,8 @@ def world(tmp_path_factory):
     assert cli.run(three.split()) == 0
     at.thousand, at.truncated = root / "thousand.safetensors", root / "truncated.safetensors"
     safetensors.torch.save_file(timm.create_model("mixer_tiny", img_size=16).state_dict(), at.thousand)
+    at.bare = root / "bare.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), at.bare)
     at.guesser = root / "guesser.safetensors"
     always_zero = timm.create_model("mixer_tiny", img_size=16, num_classes=10).state_dict()
     always_zero |= {"head.weight": torch.zeros(10, 64), "head.bias": torch.eye(10)[0].clone()}
@@ -236,8 +238,8 @@ CASES = {
     ),
     "prediction without images": ("predict {three}", "missing argument 'IMAGE'", "crossdistill predict", "--help"),
     "prediction without classes": (
-        "predict mixer_tiny@{thousand} {pets}/val/ant/0.png",
-        "does not say how many classes",
+        "predict test_resnet@{bare} {pets}/val/ant/0.png",
+        "bare.safetensors, which carries no class names",
         "a run folder",
         "give one",
     ),

@@ -63,6 +63,27 @@ def test_settings_that_disagree_are_refused(overrides, text):
         settings.load(TREE, overrides)
 
 
+@pytest.mark.parametrize(
+    ("given_", "kept"),
+    [
+        ("names", "names"),
+        ("maps/pets.yaml", "maps/pets.yaml"),
+        ("{0: tench, dog: [151, spaniel]}", {"0": "tench", "dog": [151, "spaniel"]}),
+        ("null", None),
+    ],
+)
+def test_a_class_map_survives_being_recorded(given_, kept):
+    made = settings.load(TREE, [f"teachers.0.class_map={given_}"])
+    assert made.teachers[0].class_map == kept
+    assert settings.load(made.model_dump(mode="json")) == made
+
+
+@pytest.mark.parametrize("given_", ["3", "[a, b]", "{a: null}", "{a: {b: c}}", "{no: a}", "{a: [1, 0.5]}"])
+def test_a_class_map_of_another_kind_is_refused(given_):
+    with pytest.raises(InputError, match="given: class_map"):
+        settings.load(TREE, [f"teachers.0.class_map={given_}"])
+
+
 def test_a_missing_value_is_named():
     with pytest.raises(InputError, match=r"no value for 'data\.source'"):
         settings.load({**TREE, "data": {}})

@@ -23,7 +23,7 @@ def check_signals(method: type[Method] | Method, teacher: Teacher) -> None:
             f"method {name}, which needs {_words(method.needs)}, and teacher {teacher.spec.name}, "
             f"which holds {_words(teacher.holds)}",
             f"a teacher that also holds {_words(missing)}",
-            "use one live teacher, or a method that needs logits only (kd, dkd, dist, ofa)",
+            "use one live teacher without a class map, or a method that needs logits only (kd, dkd, dist, ofa)",
         )
 
 

@@ -52,6 +52,13 @@ def test_an_option_is_the_setting_of_that_name(option, planned):
     assert planned(f"{DISTILL} {option}")["plan"] != planned(DISTILL)["plan"]
 
 
+def test_a_class_map_is_that_of_every_teacher(planned):
+    settings = "teachers.0.class_map=names teachers.1.class_map=names"
+    assert planned(f"{DISTILL} --class-map names")["plan"] == planned(f"{DISTILL} {settings}")["plan"]
+    (one, other) = planned(f"{DISTILL} --class-map a.yaml teachers.1.class_map=null")["plan"].settings.teachers
+    assert (one.class_map, other.class_map) == ("a.yaml", None)
+
+
 def test_a_setting_wins_over_an_option(planned):
     assert planned(f"{DISTILL} --lr 0.5 train.lr=0.25")["plan"].settings.train.lr == 0.25
 

@@ -1,0 +1,118 @@
+"""Layout bridges and exit branches on what timm's networks really give, file by file and size by size.
+
+Networks lie on the meta device: shapes are theirs, and no weight is ever made.
+"""
+
+import pytest
+import torch
+
+from crossdistill.bridges.exit_branch import exit_branch
+from crossdistill.bridges.layout import as_map, as_tokens, map_to_tokens, split_prefix, tokens_to_map
+from crossdistill.models.dry_run import dry_run
+from crossdistill.models.sizes import construct
+from crossdistill.models.stage import stage
+from crossdistill.models.zoo import smallest_variants
+
+NUM_CLASSES = 7
+SIZES = (32, 64, 96, 160, 224, 384)
+ZOO = smallest_variants()
+
+# name -> (layout, number of prefix tokens) of its stages
+OF_EVERY_LAYOUT = {
+    "resnet10t": {("NCHW", 0)},
+    "convnext_zepto_rms": {("NCHW", 0)},
+    "mobilenetv2_035": {("NCHW", 0)},
+    "halonet_h1": {("NCHW", 0)},
+    "swinv2_cr_tiny_224": {("NCHW", 0)},
+    "davit_tiny": {("NCHW", 0)},
+    "mambaout_femto": {("NHWC", 0)},
+    "swin_tiny_patch4_window7_224": {("NHWC", 0)},
+    "swinv2_tiny_window8_256": {("NHWC", 0)},
+    "sam2_hiera_tiny": {("NHWC", 0)},
+    "samvit_base_patch16_224": {("NHWC", 0)},
+    "hiera_tiny_224": {("NLC", 0)},
+    "gmlp_ti16_224": {("NLC", 0)},
+    "vit_srelpos_small_patch16_224": {("NLC", 0)},
+    "vit_tiny_patch16_224": {("NLC", 1)},
+    "vit_tiny_r_s16_p8_224": {("NLC", 1)},
+    "deit_tiny_distilled_patch16_224": {("NLC", 2)},
+    "vit_betwixt_patch16_reg4_gap_256": {("NLC", 4)},
+    "vit_tiny_patch16_dinov3_qkvb": {("NLC", 5)},
+    "pit_ti_224": {("NLC", 1)},
+    "pit_ti_distilled_224": {("NLC", 2)},
+    "convit_tiny": {("NLC", 0), ("NLC", 1)},
+    "volo_d1_224": {("NHWC", 0), ("NLC", 1)},
+    "efficientformer_l1": {("NCHW", 0), ("NLC", 0)},
+    "levit_128s": {("NCHW", 0), ("NLC", 0)},
+    "twins_svt_small": {("NCHW", 0), ("NLC", 0)},
+}
+
+
+def staged(name, side=None):
+    """The network on the meta device, cut into stages; at its own size where none is given."""
+    size = (side, side) if side else None
+    with torch.device("meta"):
+        net = construct(name, {"num_classes": NUM_CLASSES}, size)
+        if size is not None:
+            skip_where_it_cannot_run(net, size)
+    return stage(net, name, NUM_CLASSES, size, None)
+
+
+def skip_where_it_cannot_run(net, size):
+    try:
+        dry_run(net, lambda network, images: network(images), (3, *size))
+    except Exception as error:  # networks fail in any way at sizes that they cannot have
+        pytest.skip(f"not at {size[0]} px: {error}")
+
+
+def build_or_skip(name, side):
+    try:
+        return staged(name, side)
+    except (AssertionError, RuntimeError, ValueError) as error:  # of the constructor; ours are InputErrors
+        if not side or type(error).__module__.startswith("crossdistill"):
+            raise
+        pytest.skip(f"not at {side} px: {error}")
+
+
+def check_stages(model):
+    """Every stage that the network gives passes every bridge."""
+    image_size = model.spec.input.image_size
+    features = dry_run(model.net, model._cutter.whole, (3, *image_size)).stages
+    assert len(features) == len(model.spec.stages) > 0
+    for number, (feature, spec) in enumerate(zip(features, model.spec.stages, strict=True), start=1):
+        (height, width), channels = spec.grid, spec.channels
+        num_positions = height * width
+        assert abs(height * spec.stride - image_size[0]) < max(spec.stride, image_size[0] / height)
+        assert as_map(feature, spec).shape == (2, channels, height, width)
+        assert as_tokens(feature, spec, keep_prefix=False).shape == (2, num_positions, channels)
+        prefix, patches = split_prefix(feature, spec)
+        assert prefix.shape == (2, spec.num_prefix_tokens, channels)
+        assert patches.shape == (2, num_positions, channels)
+        check_round_trip(torch.arange(feature.numel(), dtype=torch.int32).reshape(feature.shape), spec)
+        with torch.device("meta"):
+            branch = exit_branch(model.spec, model.spec, number, num_classes=NUM_CLASSES)
+        assert branch(torch.empty(feature.shape, device="meta")).shape == (2, NUM_CLASSES)
+
+
+def check_round_trip(feature, spec):
+    tokens = as_tokens(feature, spec, keep_prefix=False)
+    there = as_map(feature, spec)
+    assert torch.equal(map_to_tokens(there), tokens)
+    assert torch.equal(tokens_to_map(tokens, spec.grid), there)
+    kept = as_tokens(feature, spec, keep_prefix=True)
+    assert torch.equal(torch.cat(split_prefix(feature, spec), dim=1), kept)
+    assert kept.numel() == feature.numel(), "nothing is lost"
+
+
+@pytest.mark.parametrize("name", OF_EVERY_LAYOUT)
+def test_every_layout_passes_every_bridge(name):
+    model = staged(name)
+    assert {(one.layout, one.num_prefix_tokens) for one in model.spec.stages} == OF_EVERY_LAYOUT[name]
+    check_stages(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [None, *SIZES], ids=lambda side: f"{side} px" if side else "own size")
+@pytest.mark.parametrize("file", ZOO)
+def test_every_file_of_timm_passes_every_bridge(file, side):
+    check_stages(build_or_skip(ZOO[file], side))
