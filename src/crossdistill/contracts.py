@@ -42,7 +42,8 @@ class StageSpec:
     """How to view the raw tensor of one stage.
 
     ``grid`` is (height, width) in positions; ``num_prefix_tokens`` counts class, distillation and register
-    tokens in front of the ``grid[0] * grid[1]`` patch tokens (0 for maps).
+    tokens in front of the ``grid[0] * grid[1]`` patch tokens (0 for maps). Patch tokens lie row by row of the grid,
+    unless they were dealt out ``num_unrolls`` times over 2 x 2 heaps, as Hiera does to pool and attend quickly.
     """
 
     channels: int
@@ -50,6 +51,16 @@ class StageSpec:
     layout: Layout
     num_prefix_tokens: int
     grid: tuple[int, int]
+    num_unrolls: int = 0
+
+    def describe(self) -> str:
+        """Channels, stride and layout in short.
+
+        >>> StageSpec(channels=192, stride=16, layout="NLC", num_prefix_tokens=1, grid=(14, 14)).describe()
+        '192/16 NLC+1'
+        """
+        prefix = f"+{self.num_prefix_tokens}" if self.num_prefix_tokens else ""
+        return f"{self.channels}/{self.stride} {self.layout}{prefix}"
 
 
 @dataclass(frozen=True, slots=True)

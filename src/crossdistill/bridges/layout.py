@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from crossdistill.contracts import StageSpec
@@ -32,7 +33,7 @@ def as_map(feature: Tensor, stage: StageSpec) -> Tensor:
         return feature
     if stage.layout == "NHWC":
         return feature.permute(0, 3, 1, 2)
-    return tokens_to_map(feature[:, stage.num_prefix_tokens :], stage.grid)
+    return tokens_to_map(_row_by_row(feature, stage)[:, stage.num_prefix_tokens :], stage.grid)
 
 
 def as_tokens(feature: Tensor, stage: StageSpec, *, keep_prefix: bool) -> Tensor:
@@ -56,6 +57,7 @@ def as_tokens(feature: Tensor, stage: StageSpec, *, keep_prefix: bool) -> Tensor
         return map_to_tokens(feature)
     if stage.layout == "NHWC":
         return feature.flatten(1, 2)
+    feature = _row_by_row(feature, stage)
     return feature if keep_prefix else feature[:, stage.num_prefix_tokens :]
 
 
@@ -74,6 +76,24 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 def map_to_tokens(feature: Tensor) -> Tensor:
     """A map ``(B, C, H, W)`` as tokens ``(B, H * W, C)``."""
     return feature.flatten(2).transpose(1, 2)
+
+
+def _row_by_row(feature: Tensor, stage: StageSpec) -> Tensor:
+    """Tokens ``(B, P + H * W, C)`` with the patches in the order of the grid.
+
+    Dealing them out once puts the four offsets within 2x2 neighbours in front of (row, column) of the neighbourhood;
+    dealing again does the same within each heap. So a row's number is its heap's, then the offsets, the last one first.
+    """
+    times = stage.num_unrolls
+    if times == 0:
+        return feature
+    prefix, patches = feature[:, : stage.num_prefix_tokens], feature[:, stage.num_prefix_tokens :]
+    heap = tuple(side // 2**times for side in stage.grid)
+    dealt = patches.reshape(len(patches), *(2,) * (2 * times), *heap, stage.channels)
+    rows = [2 * times + 1, *range(2 * times - 1, 0, -2)]
+    columns = [axis + 1 for axis in rows]
+    ordered = dealt.permute(0, *rows, *columns, dealt.ndim - 1).reshape(patches.shape)
+    return torch.cat([prefix, ordered], dim=1)
 
 
 def check_layout(feature: Tensor, stage: StageSpec) -> None:

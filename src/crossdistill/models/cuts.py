@@ -18,15 +18,26 @@ def single_tensor_cuts(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
 
     Parameters, and what follows from them and from shapes alone, do not count: they are computed again where needed.
     """
+    for node, following, alive in _alive(graph):
+        if alive == [node] and node.op != "placeholder":
+            yield node, following
+
+
+def tensors_alive(graph: fx.Graph) -> list[int]:
+    """How many values the rest of the graph needs after each call of a module."""
+    return [len(alive) for node, _, alive in _alive(graph) if node.op == "call_module"]
+
+
+def _alive(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, list[fx.Node]]]:
+    """Each node, the one after it, and the values that are needed between the two."""
     again = recomputable(graph)
     nodes = [node for node in graph.nodes if node not in again]
     position = {node: index for index, node in enumerate(nodes)}
-    last_use = _last_uses(graph, again, position)
+    last_use = {node: max((position[user] for user in node.users if user not in again), default=-1) for node in nodes}
     alive: list[fx.Node] = []
     for node, following in pairwise(nodes):
-        alive = [value for value in [*alive, node] if last_use.get(value, -1) > position[node]]
-        if len(alive) == 1 and alive[0].op != "placeholder" and alive[0] is node:
-            yield node, following
+        alive = [value for value in [*alive, node] if last_use[value] > position[node]]
+        yield node, following, alive
 
 
 def recomputable(graph: fx.Graph) -> frozenset[fx.Node]:
@@ -77,11 +88,3 @@ def depth(node: fx.Node, following: fx.Node) -> int:
 def _stack(node: fx.Node) -> list[str]:
     stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
     return list(stack)
-
-
-def _last_uses(graph: fx.Graph, again: frozenset[fx.Node], position: dict[fx.Node, int]) -> dict[fx.Node, int]:
-    return {
-        node: max((position[user] for user in node.users if user not in again), default=-1)
-        for node in graph.nodes
-        if node not in again
-    }

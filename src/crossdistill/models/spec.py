@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from crossdistill.contracts import Family, InputSpec, ModelSpec, Outputs, StageSpec
 from crossdistill.models.cutter import Cutter
 from crossdistill.models.dry_run import dry_run
+from crossdistill.models.unrolls import in_its_order
 from crossdistill.models.views import Size
 
 QUERY = re.compile(r"^(to_|in_)?(q|kv|qk|qv|qkv|qkvs|query)(_proj|_conv|_op|s)?(_weight)?$")
@@ -27,7 +28,7 @@ def measure(
 ) -> ModelSpec:
     """The specification of a network that is cut already."""
     outputs = dry_run(net, cutter.whole, (input_spec.num_channels, *input_spec.image_size))
-    stages = tuple(point.view for point in cutter.points if point.view is not None)
+    stages = tuple(in_its_order(net, point.view) for point in cutter.points if point.view is not None)
     return ModelSpec(
         name=name,
         family=family(net, stages),

@@ -9,13 +9,14 @@ import torch
 from crossdistill.bridges.exit_branch import exit_branch
 from crossdistill.bridges.layout import as_map, as_tokens, map_to_tokens, split_prefix, tokens_to_map
 from crossdistill.models.dry_run import dry_run
-from crossdistill.models.sizes import construct
+from crossdistill.models.sizes import construct, own_size
 from crossdistill.models.stage import stage
 from crossdistill.models.zoo import smallest_variants
 
 NUM_CLASSES = 7
 SIZES = (32, 64, 96, 160, 224, 384)
 ZOO = smallest_variants()
+CASES = [(file, side) for file, name in ZOO.items() for side in (None, *SIZES) if (side, side) != own_size(name)]
 
 # name -> (layout, number of prefix tokens) of its stages
 OF_EVERY_LAYOUT = {
@@ -46,6 +47,12 @@ OF_EVERY_LAYOUT = {
     "levit_128s": {("NCHW", 0), ("NLC", 0)},
     "twins_svt_small": {("NCHW", 0), ("NLC", 0)},
 }
+
+SHOWN = (
+    *("resnet10t", "mambaout_femto", "swin_tiny_patch4_window7_224", "sam2_hiera_tiny", "hiera_tiny_224"),
+    *("vit_tiny_patch16_dinov3_qkvb", "pit_ti_224", "levit_128s", "volo_d1_224", "xcit_nano_12_p8_224"),
+)
+SHOWN_SIZE = 64
 
 
 def staged(name, side=None):
@@ -112,7 +119,36 @@ def test_every_layout_passes_every_bridge(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("side", [None, *SIZES], ids=lambda side: f"{side} px" if side else "own size")
-@pytest.mark.parametrize("file", ZOO)
+@pytest.mark.parametrize(("file", "side"), CASES, ids=lambda one: one if isinstance(one, str) else f"{one or 'own'} px")
 def test_every_file_of_timm_passes_every_bridge(file, side):
     check_stages(build_or_skip(ZOO[file], side))
+
+
+def quadrants(image):
+    """The quarters ``(..., h, w)`` of maps ``(..., H, W)``; a row or column in the middle is left out."""
+    height, width = (max(side // 2, 1) for side in image.shape[-2:])
+    return [
+        image[..., rows, columns]
+        for rows in (slice(height), slice(-height, None))
+        for columns in (slice(width), slice(-width, None))
+    ]
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_change_in_the_image_shows_in_its_own_place(name):
+    """Tokens in another order, or rows taken for columns, would show it elsewhere; shapes cannot tell."""
+    torch.manual_seed(0)
+    net = construct(name, {"num_classes": NUM_CLASSES}, (SHOWN_SIZE, SHOWN_SIZE))
+    model = stage(net, name, NUM_CLASSES, (SHOWN_SIZE, SHOWN_SIZE), None).eval()
+    images = torch.randn(1, 3, SHOWN_SIZE, SHOWN_SIZE).repeat(5, 1, 1, 1)
+    for number, image in enumerate(images[1:]):
+        centre = quadrants(image)[number][:, 8:-8, 8:-8]
+        centre += torch.randn_like(centre)
+    with torch.no_grad():
+        features = model(images).stages
+    for feature, spec in zip(features, model.spec.stages, strict=True):
+        seen = as_map(feature, spec)
+        changes = quadrants((seen[1:] - seen[:1]).abs().mean(dim=1))
+        if min(spec.grid) > 2:
+            strongest = torch.stack([change.mean(dim=(1, 2)) for change in changes]).argmax(dim=0)
+            assert strongest.tolist() == [0, 1, 2, 3], f"{spec}"

@@ -1,0 +1,281 @@
+"""What staging costs: time and memory of a plain network beside the same network staged, and seconds of ``build``.
+
+Plain and staged are the same live network, run in turn in one process: a round runs each once, and the order changes
+from round to round. The ratio is the median over the rounds of staged divided by plain, with a 95 % bootstrap
+interval. Memory is what one pass allocates beyond weights and images at its peak, its outputs held to the end.
+
+    python benchmarks/staging.py --threads 2
+    python benchmarks/staging.py --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own messages, read when torch is imported
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from record import origin
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+from crossdistill import build
+from crossdistill.analysis.environment import environment
+from crossdistill.contracts import Outputs
+from crossdistill.files import write_text, writing
+from crossdistill.report.table import markdown, significant
+
+NETWORKS = (
+    "resnet18",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mixer_s32_224",
+)
+BUILT = (
+    "resnet18",
+    "resnet50",
+    "mobilenetv3_large_100",
+    "efficientnet_b0",
+    "regnety_016",
+    "convnext_tiny",
+    "vit_tiny_patch16_224",
+    "deit_small_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mixer_b16_224",
+)
+IMAGE_SIZE, NUM_CLASSES = 224, 10
+BATCH_SIZE = {"cpu": 8, "cuda": 128}
+ROUNDS = {"cpu": 12, "cuda": 60}
+WARMUP_ROUNDS = 2
+NUM_BUILDS, NUM_RESAMPLES = 5, 10_000
+MIB = 2**20
+
+COLUMNS = (
+    *("measure", "network", "batch_size", "image_size", "rounds", "unit"),
+    *("plain", "staged", "ratio", "ratio_low", "ratio_high"),
+    *("threads", "processor", "timm", "device", "torch", "commit", "command", "date"),
+)
+SAME = ("measure", "network", "batch_size", "image_size", "threads", "device")
+
+Pass = Callable[[], object]
+"""One forward pass, or one forward and backward pass; it returns what its caller would hold."""
+
+Row = dict[str, Any]
+
+
+def forward(network: nn.Module, images: Tensor) -> Pass:
+    """A forward pass that keeps nothing for gradients."""
+
+    def run() -> object:
+        with torch.inference_mode():
+            return network(images)
+
+    return run
+
+
+def forward_backward(network: nn.Module, images: Tensor) -> Pass:
+    """A forward pass and the gradients of a loss on the logits alone, so that both variants compute the same."""
+    target = torch.arange(len(images), device=images.device) % NUM_CLASSES
+
+    def run() -> object:
+        outputs = network(images)
+        logits = outputs.require("logits") if isinstance(outputs, Outputs) else outputs
+        functional.cross_entropy(logits, target).backward()
+        return outputs
+
+    return run
+
+
+PASSES = {"forward": (forward, False), "forward and backward": (forward_backward, True)}
+"""Each pass, and whether the network is in train mode."""
+
+
+def seconds(run: Pass, device: torch.device) -> float:
+    """How long one pass takes; what it returns is freed after the clock is read."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        held = run()
+        end.record()
+        torch.cuda.synchronize()
+        del held
+        return start.elapsed_time(end) / 1000
+    begin = time.perf_counter()
+    held = run()
+    taken = time.perf_counter() - begin
+    del held
+    return taken
+
+
+def peak_bytes(run: Pass, device: torch.device) -> int:
+    """What one pass allocates at its peak, beyond what is allocated before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        held = run()
+        torch.cuda.synchronize()
+        del held
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        held = run()
+    del held
+    return max(np.cumsum(_allocations(profiled)), default=0)
+
+
+def _allocations(profiled: profile) -> list[int]:
+    """Bytes of every allocation, and less than 0 of every release, in order."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    found = [event for event in events if event["name"] == "[memory]"]
+    return [event["args"]["Bytes"] for event in sorted(found, key=lambda event: event["ts"])]
+
+
+def in_turn(network: nn.Module, plain: Pass, staged: Pass, rounds: int, device: torch.device) -> NDArray[np.float64]:
+    """Seconds ``(rounds, 2)`` of both variants, each first in every other round."""
+    taken = np.zeros((rounds, 2))
+    for number in range(-WARMUP_ROUNDS, rounds):
+        for variant in (0, 1) if number % 2 == 0 else (1, 0):
+            network.zero_grad(set_to_none=True)
+            spent = seconds((plain, staged)[variant], device)
+            if number >= 0:
+                taken[number, variant] = spent
+    return taken
+
+
+def interval(ratios: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the median."""
+    drawn = np.random.default_rng(0).choice(ratios, size=(NUM_RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def measure(name: str, device: torch.device, rounds: int) -> Iterator[Row]:
+    """Time and memory of both passes of one network."""
+    model = build(name, num_classes=NUM_CLASSES).to(device)
+    batch_size = BATCH_SIZE[device.type]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator).to(device)
+    about = {"network": name, "batch_size": batch_size, "image_size": IMAGE_SIZE}
+    for measured, (make, training) in PASSES.items():
+        model.train(training)
+        plain, staged = make(model.net, images), make(model, images)
+        taken = in_turn(model.net, plain, staged, rounds, device)
+        ratios = taken[:, 1] / taken[:, 0]
+        milliseconds = 1000 * np.median(taken, axis=0)
+        yield (
+            about
+            | {"measure": f"{measured}, time", "rounds": rounds, "unit": "ms"}
+            | _compared(milliseconds[0], milliseconds[1], float(np.median(ratios)), interval(ratios))
+        )
+        peaks = []
+        for run in (plain, staged):
+            model.net.zero_grad(set_to_none=True)
+            peaks.append(peak_bytes(run, device) / MIB)
+        model.net.zero_grad(set_to_none=True)
+        yield about | {"measure": f"{measured}, memory", "rounds": 1, "unit": "MiB"} | _compared(*peaks)
+
+
+def build_times(name: str) -> Iterator[Row]:
+    """Seconds of ``build`` beside ``timm.create_model``: the first of each, then the median of the next ones."""
+    about = {"network": name, "image_size": IMAGE_SIZE, "unit": "s"}
+    ways = (
+        lambda: timm.create_model(name, num_classes=NUM_CLASSES),
+        lambda: build(name, num_classes=NUM_CLASSES),
+    )
+    cpu = torch.device("cpu")
+    first = [seconds(way, cpu) for way in ways]
+    taken = np.array([[seconds(way, cpu) for way in ways] for _ in range(NUM_BUILDS)])
+    plain, staged = np.median(taken, axis=0)
+    yield about | {"measure": "build, first", "rounds": 1} | _compared(*first)
+    yield about | {"measure": "build", "rounds": NUM_BUILDS} | _compared(plain, staged)
+
+
+def _compared(
+    plain: float, staged: float, ratio: float | None = None, around: tuple[float, float] | None = None
+) -> Row:
+    low, high = around or (None, None)
+    values = {"plain": plain, "staged": staged, "ratio": ratio or staged / plain, "ratio_low": low, "ratio_high": high}
+    return {key: None if value is None else float(f"{value:.4g}") for key, value in values.items()}
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows; those of other networks, devices and numbers of threads that the file holds are kept."""
+    text = [{column: "" if row.get(column) is None else str(row[column]) for column in COLUMNS} for row in rows]
+    marks = {tuple(row[key] for key in SAME) for row in text}
+    before = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+    kept = [row for row in before if tuple(row[key] for key in SAME) not in marks]
+    content = io.StringIO()
+    writer = csv.DictWriter(content, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*kept, *text])
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, content.getvalue())
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for people to read."""
+    columns = ("Measure", "Network", "Plain", "Staged", "Ratio", "95 % interval")
+    cells = tuple(
+        (
+            row["measure"],
+            row["network"],
+            f"{significant(row['plain'])} {row['unit']}",
+            f"{significant(row['staged'])} {row['unit']}",
+            f"{row['ratio']:.3f}",
+            "" if row["ratio_low"] is None else f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}",
+        )
+        for row in rows
+    )
+    return markdown(columns, cells, num_text_columns=2)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=tuple(BATCH_SIZE), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
+    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS['cpu']} on a CPU, {ROUNDS['cuda']} on a GPU")
+    parser.add_argument("--out", type=Path, default=Path("results/speed/staging.csv"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, rounds = torch.device(options.device), options.rounds or ROUNDS[options.device]
+    facts = environment()
+    on_gpu = device.type == "cuda"
+    made = origin(facts, f"python benchmarks/staging.py --device {device.type} --threads {options.threads}") | {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
+        "threads": options.threads,
+        "processor": facts["cpu"],
+        "timm": facts["timm"],
+    }
+    rows = []
+    for name in BUILT:
+        rows += [row | made | {"device": "CPU"} for row in build_times(name)]  # built there in any case
+        print(f"built {name}", flush=True)
+    for name in NETWORKS:
+        rows += [row | made for row in measure(name, device, rounds)]
+        print(f"measured {name}", flush=True)
+    write(options.out, rows)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
