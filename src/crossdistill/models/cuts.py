@@ -24,8 +24,13 @@ def single_tensor_cuts(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 
 def tensors_alive(graph: fx.Graph) -> list[int]:
-    """How many values the rest of the graph needs after each call of a module."""
-    return [len(alive) for node, _, alive in _alive(graph) if node.op == "call_module"]
+    """How many tensors the rest of a graph traced with shapes needs after each call of a module."""
+    return [sum(map(_num_tensors, alive)) for node, _, alive in _alive(graph) if node.op == "call_module"]
+
+
+def _num_tensors(node: fx.Node) -> int:
+    value = node.meta[VALUES][0]
+    return sum(isinstance(part, Tensor) for part in (value if isinstance(value, (tuple, list)) else [value]))
 
 
 def _alive(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, list[fx.Node]]]:
