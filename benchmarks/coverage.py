@@ -21,6 +21,7 @@ import timm
 import torch
 from record import origin
 
+from crossdistill.analysis import environment
 from crossdistill.models import additions
 from crossdistill.models.coverage import cover, file_of
 from crossdistill.models.points import ENOUGH_STAGES
@@ -32,8 +33,9 @@ PAGE = ROOT / "docs" / "backbones.md"
 CHOICE = ROOT / "src" / "crossdistill" / "models" / "zoo.csv"
 COLUMNS = (
     "file", "name", "family", "image_size", "parameters", "num_stages", "stages", "any_size", "reason", "timm",
-    "commit", "command",
+    "device", "torch", "commit", "command", "date",
 )  # fmt: skip
+ENVIRONMENT = environment()
 BEGIN, END = "<!-- coverage:begin -->", "<!-- coverage:end -->"
 
 
@@ -63,7 +65,7 @@ def measure(names: list[str]) -> None:
 
 def row_of(name: str) -> dict[str, object]:
     """What one network gives; one that timm itself cannot build says so."""
-    facts = {"timm": timm.__version__, "commit": origin(ROOT), "command": shlex.join(["python", *sys.argv])}
+    facts = {"timm": timm.__version__, **origin(ENVIRONMENT, shlex.join(["python", *sys.argv]))}
     try:
         found = cover(name)
     except Exception as error:  # constructors that cannot run on the meta device, or at all

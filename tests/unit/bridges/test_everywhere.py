@@ -22,10 +22,7 @@ CASES = [(file, side) for file, name in ZOO.items() for side in (None, *SIZES) i
 OF_EVERY_LAYOUT = {
     "resnet10t": {("NCHW", 0)},
     "convnext_zepto_rms": {("NCHW", 0)},
-    "mobilenetv2_035": {("NCHW", 0)},
     "halonet_h1": {("NCHW", 0)},
-    "swinv2_cr_tiny_224": {("NCHW", 0)},
-    "davit_tiny": {("NCHW", 0)},
     "mambaout_femto": {("NHWC", 0)},
     "swin_tiny_patch4_window7_224": {("NHWC", 0)},
     "swinv2_tiny_window8_256": {("NHWC", 0)},
@@ -33,13 +30,10 @@ OF_EVERY_LAYOUT = {
     "samvit_base_patch16_224": {("NHWC", 0)},
     "hiera_tiny_224": {("NLC", 0)},
     "gmlp_ti16_224": {("NLC", 0)},
-    "vit_srelpos_small_patch16_224": {("NLC", 0)},
     "vit_tiny_patch16_224": {("NLC", 1)},
-    "vit_tiny_r_s16_p8_224": {("NLC", 1)},
     "deit_tiny_distilled_patch16_224": {("NLC", 2)},
     "vit_betwixt_patch16_reg4_gap_256": {("NLC", 4)},
     "vit_tiny_patch16_dinov3_qkvb": {("NLC", 5)},
-    "pit_ti_224": {("NLC", 1)},
     "pit_ti_distilled_224": {("NLC", 2)},
     "convit_tiny": {("NLC", 0), ("NLC", 1)},
     "volo_d1_224": {("NHWC", 0), ("NLC", 1)},
@@ -49,8 +43,8 @@ OF_EVERY_LAYOUT = {
 }
 
 SHOWN = (
-    *("resnet10t", "mambaout_femto", "swin_tiny_patch4_window7_224", "sam2_hiera_tiny", "hiera_tiny_224"),
-    *("vit_tiny_patch16_dinov3_qkvb", "pit_ti_224", "levit_128s", "volo_d1_224", "xcit_nano_12_p8_224"),
+    *("resnet10t", "mambaout_femto", "swin_tiny_patch4_window7_224", "hiera_tiny_224", "levit_128s"),
+    *("vit_tiny_patch16_224", "volo_d1_224"),
 )
 SHOWN_SIZE = 64
 
@@ -89,7 +83,6 @@ def check_stages(model):
     for number, (feature, spec) in enumerate(zip(features, model.spec.stages, strict=True), start=1):
         (height, width), channels = spec.grid, spec.channels
         num_positions = height * width
-        assert abs(height * spec.stride - image_size[0]) < max(spec.stride, image_size[0] / height)
         assert as_map(feature, spec).shape == (2, channels, height, width)
         assert as_tokens(feature, spec, keep_prefix=False).shape == (2, num_positions, channels)
         prefix, patches = split_prefix(feature, spec)

@@ -1,4 +1,7 @@
-"""``torch.compile``: staging breaks no graph that the plain network keeps whole, and changes no result."""
+"""``torch.compile``: staging breaks no graph that the plain network keeps whole, and changes no result.
+
+``fullgraph=True`` raises at the first break.
+"""
 
 import pytest
 import torch
@@ -67,6 +70,12 @@ def images_for(model, batch_size=2):
     return torch.rand(batch_size, spec.num_channels, *spec.image_size, generator=torch.Generator().manual_seed(1))
 
 
+def seeded(call, images):
+    """From one state of the generator, since some networks drop paths in train mode."""
+    torch.manual_seed(2)
+    return call(images)
+
+
 def number_of_breaks(call, *inputs):
     torch._dynamo.reset()
     return torch._dynamo.explain(call)(*inputs).graph_break_count
@@ -84,30 +93,29 @@ def assert_equal(expected, actual):
 def test_the_whole_network_is_one_graph_with_the_eager_outputs(model, training):
     model.train(training)
     images = images_for(model)
-    assert number_of_breaks(model.net, images) == 0
-    assert number_of_breaks(model, images) == 0
-    eager = model(images)
+    eager = seeded(model, images)
     assert eager.logits.std() > 0
-    compiled = torch.compile(model, backend="eager", fullgraph=True)(images)
+    compiled = seeded(torch.compile(model, backend="eager", fullgraph=True), images)
     assert_equal(tensors(eager), tensors(compiled))
 
 
 def test_both_halves_are_one_graph_each_with_the_eager_outputs(model, training):
     model.train(training)
     images = images_for(model)
-    feature = model.forward_until(images, CUT).detach()
+    feature = seeded(lambda x: model.forward_until(x, CUT), images).detach()
     until = torch.compile(lambda x: model.forward_until(x, CUT), backend="eager", fullgraph=True)
     rest = torch.compile(lambda x: model.forward_from(x, CUT), backend="eager", fullgraph=True)
-    assert torch.equal(until(images), feature)
-    assert_equal(tensors(model.forward_from(feature, CUT)), tensors(rest(feature)))
+    assert torch.equal(seeded(until, images), feature)
+    expected = seeded(lambda x: model.forward_from(x, CUT), feature)
+    assert_equal(tensors(expected), tensors(seeded(rest, feature)))
 
 
 def test_another_batch_size_and_the_other_mode_are_compiled_as_well(model):
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    for batch_size, mode in ((2, True), (3, True), (3, False), (5, False), (2, True)):
+    for batch_size, mode in ((2, True), (3, True), (3, False), (2, True)):
         model.train(mode)
         images = images_for(model, batch_size)
-        assert_equal(tensors(model(images)), tensors(compiled(images)))
+        assert_equal(tensors(seeded(model, images)), tensors(seeded(compiled, images)))
 
 
 def test_gradients_through_compiled_stages_are_the_eager_ones(model):
@@ -117,7 +125,7 @@ def test_gradients_through_compiled_stages_are_the_eager_ones(model):
 
     def gradients(call):
         model.zero_grad()
-        sum(tensor.square().mean() for tensor in tensors(call(images))).backward()
+        sum(tensor.square().mean() for tensor in tensors(seeded(call, images))).backward()
         return [parameter.grad.clone() for parameter in model.net.parameters()]
 
     expected = gradients(model)
