@@ -14,7 +14,7 @@ import argparse
 import csv
 import shlex
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import timm
@@ -97,6 +97,7 @@ def write_page() -> None:
     by_file: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in read():
         by_file[row["file"]].append(row)
+    registered = Counter(map(file_of, variants()))
     lines = [
         "| File of timm | With three or more | Smallest variant | Family | px | Stages: channels/stride layout |",
         "|---|---|---|---|---|---|",
@@ -106,8 +107,9 @@ def write_page() -> None:
         smallest = next(row for row in rows if row["name"] == name)
         enough = sum(int(row["num_stages"]) >= ENOUGH_STAGES for row in rows)
         stages = "; ".join(text for text in (smallest["stages"], smallest["reason"]) if text)
+        share = f"{enough} of {len(rows)}" if len(rows) == registered[file] else f"({enough} of {len(rows)} tried)"
         facts = f"`{name}` | {smallest['family']} | {smallest['image_size']}"
-        lines.append(f"| {file} | {enough} of {len(rows)} | {facts} | {stages} |")
+        lines.append(f"| {file} | {share} | {facts} | {stages} |")
     rows = read()
     enough = sum(int(row["num_stages"]) >= ENOUGH_STAGES for row in rows)
     files = sum(any(int(row["num_stages"]) >= ENOUGH_STAGES for row in by_file[file]) for file in smallest_variants())
@@ -145,7 +147,8 @@ def main() -> None:
     elif options.table:
         write_page()
     else:
-        measure(variants() if options.all else list(smallest_variants().values()))
+        first = list(smallest_variants().values())
+        measure(list(dict.fromkeys(first + variants())) if options.all else first)
 
 
 if __name__ == "__main__":

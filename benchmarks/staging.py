@@ -14,14 +14,11 @@ import argparse
 import csv
 import io
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own messages, read when torch is imported
 
 import numpy as np
 import timm

@@ -86,6 +86,10 @@ CASES = {
     # unknown names, each with the nearest
     "model": (f"{TRAIN} --model resnet81", "'resnet81'", "a model of timm", "'resnet18'"),
     "student": (f"{DISTILL} --teacher {{teacher}} --student mixer_tinny", "'mixer_tinny'", "a model", "'mixer_tiny'"),
+    "stage": (f"{TRAIN} student.stages=[stemm]", "stage 'stemm' of mixer_tiny", "named_modules", "'stem'"),
+    "stage no cut": (f"{TRAIN} student.stages=[blocks.0.norm1]", "blocks.0.norm1", "one tensor", "be found"),
+    "stages as text": (f"{TRAIN} student.stages=stem", "student.stages", "tuple", "change student.stages"),
+    "coverage": ("models resnett81* --coverage", "'resnett81*'", "matches a name", "resnet"),
     "method": (f"{DISTILL} --teacher {{teacher}} --method kdd", "method 'kdd'", "registered method", "'kd' or 'dkd'"),
     "key": (f"{TRAIN} train.lrr=1", "'train.lrr'", "a key of the settings", "'lr'"),
     "branch of keys": (f"{TRAIN} trian.lr=1", "'trian'", "a key", "'train'"),

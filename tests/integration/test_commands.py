@@ -232,7 +232,28 @@ def test_models_are_found_by_part_and_by_pattern(as_json, run):
     assert as_json("models swin_pic") == ["swin_pico"]
     assert as_json("models 'swin_*o'") == ["swin_nano", "swin_pico"]
     assert run("models mixer_tiny").out == "mixer_tiny\n"
-    assert set(timm.list_models()) == set(as_json("models"))
+    names = set(as_json("models"))
+    assert {name for name in names if "/" not in name} == set(timm.list_models())
+    assert "torchvision/resnet18" in names
+
+
+def test_coverage_shows_family_and_stages_or_the_reason(as_json, run):
+    (found,) = as_json("models test_vit2 --coverage")
+    assert (found["family"], len(found["stages"]), found["reason"]) == ("transformer", 4, "")
+    assert found["stages"][0]["layout"] == "NLC"
+    shown = run("models swin_pico --coverage").out
+    assert "1 of 1 networks have 3 or more stages" in shown
+    assert "64/4" in shown
+    (found,) = as_json("models gemma4_vit_167m_enc --coverage")
+    assert found["stages"] == []
+    assert "whose output is" in found["reason"]
+
+
+def test_stages_are_named_by_hand_on_the_command_line(run, tmp_path):
+    line = f"distill --teacher test_vit --student test_resnet --method ofa --data digits --out {tmp_path / 'run'}"
+    shown = run(f"{line} --image-size 32 --dry-run --limit-train 40 student.stages=[layer1,layer4] --json").out
+    stages = json.loads(shown)["dry_run"]["ofa"]["student"]["stages"]
+    assert [stage["stride"] for stage in stages] == [4, 32]
 
 
 def test_recipes_are_listed_shown_copied_and_run(as_json, run, tmp_path, monkeypatch):

@@ -69,7 +69,8 @@ def _coverage(names: list[str] | None, *, as_json: bool) -> None:
 
     total = len(smallest_variants() if names is None else names)
     console = Console(stderr=True)  # so that standard output holds the answer alone
-    found = list(track(coverage(names), "staging", total=total, console=console, transient=True))
+    rows = coverage(names)
+    found = list(track(rows, "staging", total, console=console, transient=True, disable=not console.is_terminal))
     if as_json:
         print_json([asdict(one) for one in found])
         return
