@@ -243,7 +243,7 @@ def test_coverage_shows_family_and_stages_or_the_reason(as_json, run):
     assert found["stages"][0]["layout"] == "NLC"
     shown = run("models swin_pico --coverage").out
     assert "1 of 1 networks have 3 or more stages" in shown
-    assert "64/4" in shown
+    assert "48/4" in shown
     (found,) = as_json("models gemma4_vit_167m_enc --coverage")
     assert found["stages"] == []
     assert "whose output is" in found["reason"]

@@ -118,11 +118,10 @@ def split(net: nn.Module, image_shape: ImageShape, names: Sequence[str] | None =
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Both modes' graphs, and the cuts chosen in them, viewed at one (height, width) of the images."""
+    """Both modes' graphs, and the cuts chosen in them."""
 
     graphs: dict[bool, fx.Graph]
     points: list[Point]
-    viewed_at: Size
     shaped: bool
 
 
@@ -160,14 +159,14 @@ def _candidate(
     shapes, size = _shapes(net, in_eval, image_shape, shaped=shaped)
     found = _points(net, [pair for pair in cuts if pair[0].name in shapes], shapes, size)
     points = choose(found) if names is None else _named(found, names)
-    return Candidate({False: in_eval, True: in_train}, points, size, shaped)
+    return Candidate({False: in_eval, True: in_train}, points, shaped)
 
 
 def _assemble(net: nn.Module, found: Candidate, image_shape: ImageShape) -> Split:
     measured = {
         training: _checked_measure(net, graph, image_shape, training) for training, graph in found.graphs.items()
     }
-    points = [_at_nominal_size(point, measured[False], image_shape[1:], found.viewed_at) for point in found.points]
+    points = [_at_nominal_size(point, measured[False], image_shape[1:]) for point in found.points]
     label = type(net).__name__
     programs = {
         training: _program(net, graph, points, measured[training], f"{label} {'train' if training else 'eval'}")
@@ -247,9 +246,9 @@ def _shapes(
         return _checked_measure(net, graph, image_shape, False).shapes, image_shape[1:]
 
 
-def _at_nominal_size(point: Point, nominal: Measured, size: Size, viewed_at: Size) -> Point:
+def _at_nominal_size(point: Point, nominal: Measured, size: Size) -> Point:
     shape = nominal.shapes[point.key]
-    stage = at_size(point.view, shape, size, viewed_at=viewed_at) if point.view else None
+    stage = at_size(point.view, shape, size) if point.view else None
     return replace(point, shape=shape, view=stage)
 
 

@@ -32,38 +32,29 @@ def view(
     if len(shape) == 4:
         layout = _map_layout(shape, image_size, channels_last)
         channels, grid = (shape[1], shape[2:]) if layout == "NCHW" else (shape[3], shape[1:3])
-        return StageSpec(channels, _stride(image_size, grid[0]), layout, 0, (grid[0], grid[1]))
+        return StageSpec(channels, _stride(image_size, (grid[0], grid[1])), layout, 0, (grid[0], grid[1]))
     if len(shape) == 3:
         for prefix in (num_prefix_tokens, *range(MOST_PREFIX_TOKENS + 1)):
             found = _token_grid(shape[1] - prefix, image_size)
             if found is not None:
-                stride = _stride(image_size, found[0])
+                stride = _stride(image_size, found)
                 return StageSpec(shape[2], stride, "NLC", prefix, found) if stride <= LARGEST_STRIDE else None
     return None
 
 
-def at_size(stage: StageSpec, shape: Sequence[int], image_size: Size, *, viewed_at: Size) -> StageSpec:
-    """The same stage for images of another size, from the tensor's shape at that size.
-
-    The stride stays, unless it was a guess at the size of the view and is exact at this one.
-    """
-    grid, num_prefix_tokens = stage.grid, stage.num_prefix_tokens
+def at_size(stage: StageSpec, shape: Sequence[int], image_size: Size) -> StageSpec:
+    """The same stage for images of another size, from the tensor's shape at that size."""
     if stage.layout == "NLC":
-        found = view(shape, image_size, num_prefix_tokens=num_prefix_tokens)
-        if found is not None:
-            grid, num_prefix_tokens = found.grid, found.num_prefix_tokens
-    else:
-        rows, columns = shape[2:] if stage.layout == "NCHW" else shape[1:3]
-        grid = (rows, columns)
-    guessed = viewed_at[0] % stage.grid[0] > 0 and image_size[0] % grid[0] == 0
-    stride = image_size[0] // grid[0] if guessed else stage.stride
-    return replace(stage, grid=grid, num_prefix_tokens=num_prefix_tokens, stride=stride)
+        found = view(shape, image_size, num_prefix_tokens=stage.num_prefix_tokens)
+        return replace(stage, grid=found.grid, num_prefix_tokens=found.num_prefix_tokens) if found else stage
+    rows, columns = shape[2:] if stage.layout == "NCHW" else shape[1:3]
+    return replace(stage, grid=(rows, columns))
 
 
 def views_of(shapes: Sequence[Sequence[int]], image_size: Size, num_prefix_tokens: int = 0) -> list[StageSpec | None]:
     """The stages that the tensors of one forward pass hold, in its order.
 
-    Each is read in the light of the others: which dimension holds the channels, and that halving 7x7 gives 4x4.
+    Each is read in the light of the others: which dimension holds the channels, and that 7x7 to 4x4 doubles the stride.
 
     Args:
         shapes: as two images give them; a tensor with another first dimension holds windows or pixels of an image.
@@ -77,8 +68,8 @@ def views_of(shapes: Sequence[Sequence[int]], image_size: Size, num_prefix_token
         stage = None
         if shape and shape[0] == BATCH_SIZE and not _is_flattened(shape, before):
             stage = view(shape, image_size, num_prefix_tokens=num_prefix_tokens, channels_last=channels_last)
-        if before is not None and stage is not None and stage.grid == tuple(-(-side // 2) for side in before.grid):
-            stage = replace(stage, stride=2 * before.stride)
+        if before is not None and stage is not None and stage.grid[0] <= before.grid[0]:
+            stage = replace(stage, stride=before.stride * round(before.grid[0] / stage.grid[0]))
         before = stage or before
         found.append(stage)
     return found
@@ -125,8 +116,14 @@ def _token_grid(num_tokens: int, image_size: Size) -> Size | None:
     return (height, width) if height * image_size[1] == width * image_size[0] else None
 
 
-def _stride(image_size: Size, height: int) -> int:
-    """Image rows per position; where borders were padded or cut, the nearest power of two."""
-    if image_size[0] % height == 0:
-        return image_size[0] // height
-    return int(2 ** round(math.log2(max(image_size[0] / height, 1.0))))
+def _stride(image_size: Size, grid: Size) -> int:
+    """Image rows per position; where borders were padded or cut, the nearest power of two.
+
+    Patches that are no power of two leave a border out, which both sides of an oblong image tell.
+    """
+    if image_size[0] % grid[0] == 0:
+        return image_size[0] // grid[0]
+    patch = round(image_size[0] / grid[0])
+    if grid == (image_size[0] // patch, image_size[1] // patch) and image_size[0] != image_size[1]:
+        return patch
+    return int(2 ** round(math.log2(max(image_size[0] / grid[0], 1.0))))

@@ -62,6 +62,12 @@ def test_a_shape_gives_back_what_it_was_made_from(rows, columns, stride, channel
 
 def test_another_size_changes_the_grid_only():
     large = StageSpec(512, 32, "NCHW", 0, (8, 6))
-    assert at_size(large, (2, 512, 1, 1), (16, 16), viewed_at=(256, 192)) == StageSpec(512, 32, "NCHW", 0, (1, 1))
+    assert at_size(large, (2, 512, 1, 1), (16, 16)) == StageSpec(512, 32, "NCHW", 0, (1, 1))
     tokens = StageSpec(64, 16, "NLC", 1, (16, 12))
-    assert at_size(tokens, (2, 5, 64), (32, 32), viewed_at=(256, 192)) == StageSpec(64, 16, "NLC", 1, (2, 2))
+    assert at_size(tokens, (2, 5, 64), (32, 32)) == StageSpec(64, 16, "NLC", 1, (2, 2))
+
+
+def test_strides_where_borders_are_cut_or_padded():
+    assert view((2, 768, 36, 27), (256, 192)).stride == 7  # patches of 7
+    assert view((2, 288, 29, 21), (256, 192)).stride == 8  # unpadded 3x3 convolutions on the way
+    assert view((2, 512, 9, 7), (288, 224)).stride == 32
