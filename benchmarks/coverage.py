@@ -60,7 +60,7 @@ def measure(names: list[str]) -> None:
                 row = row_of(name)
                 writer.writerow(row)
                 file.flush()
-                print(f"{index}/{len(names)} {name}: {row['stages'] or '-'} {row['reason']}", flush=True)
+                print(f"{index}/{len(names)} {name}: {row.get('stages') or '-'} {row['reason']}", flush=True)
 
 
 def row_of(name: str) -> dict[str, object]:

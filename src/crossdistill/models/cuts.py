@@ -12,6 +12,12 @@ BATCH_SIZES = (2, 3)
 VALUES = "values"
 """Key under which a node's ``meta`` holds what it gave for both batch sizes, where the graph was traced with shapes."""
 
+WEIGHTS = "weights"
+"""Key under which a node's ``meta`` tells that it is a module with parameters."""
+
+RANDOM = "random"
+"""Key under which a node's ``meta`` tells that it draws random numbers."""
+
 
 def single_tensor_cuts(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Pairs (value, next node) where the value is all that the rest of the graph needs of what ran before.
@@ -51,7 +57,8 @@ def recomputable(graph: fx.Graph) -> frozenset[fx.Node]:
     for node in graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        if images_each(node) is not None or is_place(node) or all(before in found for before in node.all_input_nodes):
+        from_found = all(before in found for before in node.all_input_nodes) and not node.meta.get(RANDOM)
+        if images_each(node) is not None or is_place(node) or from_found:
             found.add(node)
     return frozenset(found)
 
@@ -74,6 +81,20 @@ def rows_each(node: fx.Node) -> int:
     """How many rows the first dimension of a tensor has for each image of the batch."""
     values = node.meta.get(VALUES, (None,))
     return values[0].shape[0] // BATCH_SIZES[0] if isinstance(values[0], Tensor) else 1
+
+
+def signatures(graph: fx.Graph) -> dict[str, int]:
+    """What tells the same place in two modes' graphs, by node: a hash of the weights that were used up to it.
+
+    Names alone do not, since fx numbers calls of one kind, and one mode may have more of them.
+    """
+    used = 0
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" or node.meta.get(WEIGHTS):
+            used = hash((used, str(node.target)))
+        found[node.name] = used
+    return found
 
 
 def owner(node: fx.Node) -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any, Protocol
 
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from crossdistill.contracts import Outputs
+from crossdistill.models.dry_run import dry_run
 from crossdistill.models.points import Point
+
+OTHER_SIDES = (64, 32, 16, 128)
+"""Image sizes at which a network runs that is not made for the size it states, or states none."""
 
 
 class Cutter(Protocol):
@@ -41,8 +47,33 @@ def classifier_names(net: nn.Module) -> list[str]:
         heads = _heads(found)
         names = [_last_layer(head, name) for head in heads for name, module in net.named_modules() if module is head]
     else:
-        names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1:]
+        names = _layers_of_logits(net)
     return [name for name in names if name]
+
+
+def _layers_of_logits(net: nn.Module) -> list[str]:
+    """The last layer that runs and gives as many outputs as there are logits; where no run tells, the last layer."""
+    names: dict[nn.Module, str] = {}
+    names |= {module: name for name, module in net.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    size = resolve_model_data_config(net)["input_size"]  # type: ignore[no-untyped-call]
+    for side in (size[1:], *((side, side) for side in OTHER_SIDES)):
+        try:
+            return dry_run(net, lambda network, images: _ran_last(network, images, names), (size[0], *side))
+        except Exception:  # another size, or a network that cannot run, which is told elsewhere
+            continue
+    return list(names.values())[-1:]
+
+
+def _ran_last(net: nn.Module, images: Tensor, names: dict[nn.Module, str]) -> list[str]:
+    ran: list[tuple[str, Any]] = []
+    with ExitStack() as hooks:
+        for module in names:
+            hook = module.register_forward_hook(lambda module, inputs, output: ran.append((names[module], output)))
+            hooks.enter_context(hook)
+        logits = net(images)
+    direct = [name for name, output in ran if output is logits]
+    as_wide = [name for name, output in ran if output.shape[1] == logits.shape[1] and output.ndim in (2, 4)]
+    return (direct or as_wide)[-1:]
 
 
 def opened_at(net: nn.Module, level: int) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +35,14 @@ def dry_run(
     Everything lies on the meta device; a network that cannot run there gets zeros on its own device, and so does one
     with recurrent layers, which are unrolled step by step there.
     """
-    with mode(net, training), torch.no_grad():
+    with mode(net, training), torch.no_grad(), left_alone(net):
         try:
             if any(isinstance(module, nn.RNNBase) for module in net.modules()):
                 raise NotImplementedError
             return _lend(net, call, image_shape, torch.device("meta"))
         except (RuntimeError, NotImplementedError):
             device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
-            with torch.random.fork_rng(devices=[]):
+            with forked(device):
                 return _lend(net, call, image_shape, device)
 
 
@@ -71,6 +71,35 @@ def slots(net: nn.Module) -> dict[str, Tensor]:
         members = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
         found |= {f"{prefix}.{name}" if prefix else name: tensor for name, tensor in members.items()}
     return found
+
+
+@contextmanager
+def left_alone(net: nn.Module) -> Iterator[None]:
+    """Undoes what a forward pass writes on the modules: tables that are made on first use, features kept for later."""
+    containers = ("_parameters", "_buffers", "_modules")
+    before = [
+        (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in containers})
+        for module in net.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, members in before:
+            for name, kept in members.items():
+                if not _same(vars(module)[name], kept):
+                    vars(module)[name].clear()
+                    vars(module)[name].update(kept)
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _same(now: dict[str, Any], kept: dict[str, Any]) -> bool:
+    return now.keys() == kept.keys() and all(now[name] is kept[name] for name in kept)
+
+
+def forked(device: torch.device) -> Any:
+    """A context that puts the generators of the CPU and of a device back."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from crossdistill.contracts import Outputs
 from crossdistill.models.cutter import CannotCut, classifier_names, opened_at, parents
-from crossdistill.models.dry_run import BATCH_SIZE, dry_run, mode, slots
+from crossdistill.models.dry_run import BATCH_SIZE, dry_run, forked, mode, slots
 from crossdistill.models.points import ENOUGH_STAGES, Point, choose, kind_of
 from crossdistill.models.views import Size, views_of
 
@@ -75,7 +75,7 @@ class Replay:
     def resume(self, net: nn.Module, feature: Tensor, stage: int) -> Outputs:
         """The forward pass, with the part up to the end of the stage on the meta device."""
         entry = self.entries[stage - 1]
-        images = torch.empty(len(feature), *self.image_shape, device="meta", dtype=feature.dtype)
+        images = torch.empty(len(feature), *self.image_shape, device="meta", dtype=_dtype(net))
         tensors = slots(net)
         on_meta = {name: tensors[name].detach().to("meta") for name in entry.unused}
 
@@ -94,14 +94,14 @@ class Replay:
             stages.append(output)
             return output.clone()
 
-        def before_classifier(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            embeddings.append(inputs[0])
+        def before_classifier(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            embeddings.append(next(iter([*inputs, *named.values()])))
 
         with ExitStack() as hooks:
             for entry in self.entries[start:]:
                 hooks.enter_context(net.get_submodule(entry.module).register_forward_hook(tap))
             classifier = net.get_submodule(self.classifier)
-            hooks.enter_context(classifier.register_forward_pre_hook(before_classifier))
+            hooks.enter_context(classifier.register_forward_pre_hook(before_classifier, with_kwargs=True))
             logits = functional_call(net, lent, (images,), tie_weights=False) if lent else net(images)
         return Outputs(logits, embeddings[0], tuple(stages))
 
@@ -246,13 +246,19 @@ def _unused_candidates(net: nn.Module, cut: str, order: Sequence[_Call]) -> Iter
     yield of_done | {name for name in owned if name.rpartition(".")[0] in around}
 
 
+def _dtype(net: nn.Module) -> torch.dtype:
+    """The number type of the network's images: under autocast what comes out of it may have another."""
+    return next((parameter.dtype for parameter in net.parameters()), torch.float32)
+
+
 def _is_exact(net: nn.Module, cutter: Replay, training: bool) -> bool:
     device = next((tensor.device for tensor in net.parameters()), torch.device("cpu"))
-    images = torch.rand(BATCH_SIZE, *cutter.image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.rand(BATCH_SIZE, *cutter.image_shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(device, _dtype(net))
 
     def run(call: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
         network = deepcopy(net)  # batch statistics change in train mode
-        with mode(network, training), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with mode(network, training), torch.no_grad(), forked(device):
             torch.manual_seed(0)
             return call(network)
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from crossdistill.models.cuts import images_each, is_place, rows_each
+from crossdistill.models.cuts import VALUES, images_each, is_place, rows_each
+from crossdistill.models.cutter import CannotCut
 
 
 class Segment:
@@ -71,7 +72,8 @@ def between(
         each = images_each(node)
         if each is not None:
             known[node] = _batch(part, entry, each, rows_each(start))
-        elif is_place(node) and node in again:
+        elif is_place(node) and node.args[0] not in known:
+            _check_same(node, start)
             known[node] = part.call_function(getattr, (entry, node.args[1]))
         else:
             known[node] = part.node_copy(node, copy)
@@ -91,6 +93,14 @@ def between(
     part.output(tuple(returned[result] for result in results))
     code = part.python_code(root_module="self")
     return Segment(code.src, dict(code.globals), label)
+
+
+def _check_same(place: fx.Node, start: fx.Node) -> None:
+    """A number type that is read before the cut must be that of the value that enters, which stands in for it."""
+    value = start.meta.get(VALUES, (None,))[0]
+    expected = place.meta.get(VALUES, (None,))[0]
+    if place.args[1] == "dtype" and isinstance(value, torch.Tensor) and value.dtype != expected:
+        raise CannotCut(f"behind the cut a tensor's number type is needed, {expected}, which nothing there has")
 
 
 def _batch(part: fx.Graph, entry: fx.Node, each: int, rows: int) -> fx.Node:

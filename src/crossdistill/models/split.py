@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from crossdistill.contracts import Outputs, StageSpec
 from crossdistill.errors import InputError
-from crossdistill.models.cuts import VALUES, depth, owner, recomputable, single_tensor_cuts
+from crossdistill.models.cuts import VALUES, depth, owner, recomputable, signatures, single_tensor_cuts
 from crossdistill.models.cutter import CannotCut, classifier_names, opened_at, parents
 from crossdistill.models.points import ENOUGH_STAGES, Kind, Point, choose, kind_of
 from crossdistill.models.segment import Segment, between
@@ -154,7 +154,10 @@ def _candidate(
     in_eval = graph(False)
     _results(net, in_eval)
     in_train = graph(True)
-    shared = {node.name for node, _ in single_tensor_cuts(in_train)}
+    places, places_in_train = signatures(in_eval), signatures(in_train)
+    shared = {
+        node.name for node, _ in single_tensor_cuts(in_train) if places_in_train[node.name] == places.get(node.name)
+    }
     cuts = [(node, following) for node, following in single_tensor_cuts(in_eval) if node.name in shared]
     shapes, size = _shapes(net, in_eval, image_shape, shaped=shaped)
     found = _points(net, [pair for pair in cuts if pair[0].name in shapes], shapes, size)
@@ -281,7 +284,7 @@ def _results(net: nn.Module, graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
     calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
     for name in classifier_names(net):
         if name in calls and isinstance(output, fx.Node):
-            embedding = calls[name].args[0]
+            embedding = next(iter([*calls[name].args, *calls[name].kwargs.values()]), None)
             if isinstance(embedding, fx.Node):
                 return output, embedding
     raise CannotCut("its forward does not end in a classifier that returns one tensor of logits")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from timm.models import get_notrace_functions, is_notrace_module
 from torch import Tensor, fx, nn
 
+from crossdistill.models.cuts import RANDOM, WEIGHTS
 from crossdistill.models.cutter import CannotCut
-from crossdistill.models.dry_run import dry_run, mode
+from crossdistill.models.dry_run import dry_run, left_alone, mode
 
 
 class Tracer(fx.Tracer):
@@ -30,23 +34,54 @@ class Tracer(fx.Tracer):
 
 
 def trace(net: nn.Module, tracer: Tracer, *, training: bool) -> fx.Graph:
-    """The graph of one mode's forward pass.
+    """The graph of one mode's forward pass; the network is left as it was.
 
     Raises:
-        CannotCut: control flow depends on data, or tracing would need constants stored on the network.
+        CannotCut: control flow depends on data or on chance, or tracing would need constants stored on the network.
     """
     before = set(vars(net))
+    generators = _generators()
     try:
-        with mode(net, training):
-            return tracer.trace(net)
+        with mode(net, training), left_alone(net):
+            graph = tracer.trace(net)
+            constants = {str(node.target) for node in graph.nodes if node.op == "get_attr"} & (set(vars(net)) - before)
+            _mark(net, graph)
     except Exception as error:  # tracing runs the network's own code, which may fail in any way
         raise CannotCut(f"tracing fails: {error}") from error
-    finally:
-        added = set(vars(net)) - before
-        for name in added:
-            delattr(net, name)
-        if added:
-            raise CannotCut("tracing needs constants on the network")
+    if constants:
+        raise CannotCut("tracing needs constants on the network")
+    # calls are recorded, not made, so only the network's own control flow can have drawn
+    if not all(map(_equal, generators, _generators())):
+        raise CannotCut("its forward draws random numbers to decide what runs")
+    return graph
+
+
+def _generators() -> tuple[Any, ...]:
+    return random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple):
+        return all(map(_equal, one, other))
+    return bool(np.array_equal(one, other))
+
+
+def _mark(net: nn.Module, graph: fx.Graph) -> None:
+    """Note which calls have weights, and which draw random numbers in this mode, so that they cannot be made again."""
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = net.get_submodule(str(node.target))
+            node.meta[RANDOM] = any(part.training and drop_rate(part) > 0 for part in module.modules())
+            node.meta[WEIGHTS] = next(module.parameters(), None) is not None
+        else:
+            name = getattr(node.target, "__name__", str(node.target))
+            node.meta[RANDOM] = "drop" in name or name.startswith(("rand", "bernoulli", "multinomial", "normal"))
+
+
+def drop_rate(module: nn.Module) -> float:
+    """The probability of a dropout or of a dropped path; 0 for every other module."""
+    rate = getattr(module, "p", getattr(module, "drop_prob", 0.0))
+    return float(rate) if "Drop" in type(module).__name__ and isinstance(rate, (int, float)) else 0.0
 
 
 @dataclass(frozen=True, slots=True)

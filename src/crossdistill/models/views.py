@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,10 +46,18 @@ def view(
 def at_size(stage: StageSpec, shape: Sequence[int], image_size: Size) -> StageSpec:
     """The same stage for images of another size, from the tensor's shape at that size."""
     if stage.layout == "NLC":
+        for rows, columns in itertools.product(*(_counts(side, stage.stride) for side in image_size)):
+            if rows * columns == shape[1] - stage.num_prefix_tokens:
+                return replace(stage, grid=(rows, columns))
         found = view(shape, image_size, num_prefix_tokens=stage.num_prefix_tokens)
         return replace(stage, grid=found.grid, num_prefix_tokens=found.num_prefix_tokens) if found else stage
     rows, columns = shape[2:] if stage.layout == "NCHW" else shape[1:3]
     return replace(stage, grid=(rows, columns))
+
+
+def _counts(side: int, stride: int) -> tuple[int, ...]:
+    """How many positions a side can have, whether its border is left out or padded."""
+    return tuple(dict.fromkeys((max(side // stride, 1), -(-side // stride))))
 
 
 def views_of(shapes: Sequence[Sequence[int]], image_size: Size, num_prefix_tokens: int = 0) -> list[StageSpec | None]:
@@ -67,12 +76,24 @@ def views_of(shapes: Sequence[Sequence[int]], image_size: Size, num_prefix_token
     for shape in shapes:
         stage = None
         if shape and shape[0] == BATCH_SIZE and not _is_flattened(shape, before):
-            stage = view(shape, image_size, num_prefix_tokens=num_prefix_tokens, channels_last=channels_last)
+            stage = _on_grid_of(before, shape, num_prefix_tokens) or view(
+                shape, image_size, num_prefix_tokens=num_prefix_tokens, channels_last=channels_last
+            )
         if before is not None and stage is not None and stage.grid[0] <= before.grid[0]:
             stage = replace(stage, stride=before.stride * round(before.grid[0] / stage.grid[0]))
         before = stage or before
         found.append(stage)
     return found
+
+
+def _on_grid_of(before: StageSpec | None, shape: Sequence[int], num_prefix_tokens: int) -> StageSpec | None:
+    """Tokens as many as the positions of the map or tokens before, whose grid need not have the images' aspect."""
+    if before is None or len(shape) != 3 or before.grid == (1, 1):
+        return None
+    for prefix in (num_prefix_tokens, before.num_prefix_tokens, 0):
+        if shape[1] - prefix == math.prod(before.grid):
+            return StageSpec(shape[2], before.stride, "NLC", prefix, before.grid)
+    return None
 
 
 def _is_flattened(shape: Sequence[int], before: StageSpec | None) -> bool:

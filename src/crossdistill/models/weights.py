@@ -37,10 +37,10 @@ def load(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequ
     tensors = checkpoint.tensors()
     heads = _head_tensors(net, tensors)
     _check_keys(net, tensors, checkpoint, name)
-    wrong = [key for key in heads if len(tensors[key]) != len(net.state_dict()[key])]
+    wrong = [key for key in heads if tensors[key].shape[:1] != net.state_dict()[key].shape[:1]]
     if wrong:
         raise InputError(
-            f"{checkpoint.given} with a head of {len(tensors[wrong[0]])} classes",
+            f"{checkpoint.given} with a head of {(*tensors[wrong[0]].shape, 'no')[0]} classes",
             f"{len(net.state_dict()[wrong[0]])} classes, as the data have (a teacher may have others: --class-map)",
             _fine_tune(checkpoint, name),
         )

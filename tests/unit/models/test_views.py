@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossdistill.contracts import StageSpec
-from crossdistill.models.views import at_size, reads_channels_last, view
+from crossdistill.models.views import at_size, reads_channels_last, view, views_of
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,15 @@ def test_strides_where_borders_are_cut_or_padded():
     assert view((2, 768, 36, 27), (256, 192)).stride == 7  # patches of 7
     assert view((2, 288, 29, 21), (256, 192)).stride == 8  # unpadded 3x3 convolutions on the way
     assert view((2, 512, 9, 7), (288, 224)).stride == 32
+
+
+def test_tokens_are_read_on_the_grid_of_the_map_before_them():
+    patches, tokens = views_of([(2, 64, 14, 12), (2, 1 + 14 * 12, 64)], (224, 200), num_prefix_tokens=1)
+    assert (tokens.grid, tokens.num_prefix_tokens, tokens.stride) == ((14, 12), 1, patches.stride)
+    *_, tokens = views_of([(2, 64, 2, 2), (2, 4 + 5, 64), (2, 4 + 5, 64)], (32, 32), num_prefix_tokens=5)
+    assert (tokens.grid, tokens.num_prefix_tokens) == ((2, 2), 5)
+
+
+def test_oblong_images_keep_their_tokens_where_a_border_is_left_out():
+    tokens = StageSpec(64, 16, "NLC", 1, (16, 12))
+    assert at_size(tokens, (2, 1 + 14 * 12, 64), (224, 200)).grid == (14, 12)
