@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_type_hints
@@ -31,7 +32,9 @@ class ModelSettings(Strict):
     )
     image_size: int | None = Field(None, ge=4, description="input height and width; default: the model's own")
     init: str | None = Field(None, description="weights to start from (PATH or 'pretrained'); the head may differ")
-    stages: tuple[str, ...] | None = Field(None, description="modules that end the stages; default: found by tracing")
+    stages: tuple[str, ...] | None = Field(
+        None, min_length=1, description="modules that end the stages; default: found by tracing"
+    )
     args: dict[str, Any] = Field(default_factory=dict, description="arguments of the model's constructor")
 
 
@@ -195,6 +198,14 @@ def check_class_map(given: Any, where: str) -> dict[str, str | int | list[str | 
                 "names of classes, numbers of the teacher's classes from 0, or lists of these",
                 "quote the name, or correct that line",
             )
+    names = Counter(str(name) for name in given)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"{where} with class {twice!r} twice, as a number and as text",
+            "one line for each class",
+            "remove one of the two lines",
+        )
     return {str(name): teacher_classes for name, teacher_classes in given.items()}
 
 

@@ -22,6 +22,9 @@ PATCHES = {"image_size": SIZE, "patch_size": 16, **TRANSFORMER}
 CONFIGS = {
     "vit": lambda **more: ViTConfig(**PATCHES, **more),
     "deit": lambda **more: DeiTConfig(**PATCHES, architectures=["DeiTForImageClassification"], **more),
+    "deit_distilled": lambda **more: DeiTConfig(
+        **PATCHES, architectures=["DeiTForImageClassificationWithTeacher"], **more
+    ),
     "beit": lambda **more: BeitConfig(**PATCHES, **more),
     "dinov2": lambda **more: Dinov2Config(**PATCHES, **more),
     "swin": lambda **more: SwinConfig(

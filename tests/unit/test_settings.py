@@ -78,10 +78,17 @@ def test_a_class_map_survives_being_recorded(given_, kept):
     assert settings.load(made.model_dump(mode="json")) == made
 
 
-@pytest.mark.parametrize("given_", ["3", "[a, b]", "{a: null}", "{a: {b: c}}", "{no: a}", "{a: [1, 0.5]}"])
+@pytest.mark.parametrize(
+    "given_", ["3", "[a, b]", "{a: null}", "{a: {b: c}}", "{no: a}", "{a: [1, 0.5]}", "{0: 1, '0': 2}"]
+)
 def test_a_class_map_of_another_kind_is_refused(given_):
     with pytest.raises(InputError, match="given: class_map"):
         settings.load(TREE, [f"teachers.0.class_map={given_}"])
+
+
+def test_a_class_that_is_mapped_as_a_number_and_as_text_is_refused():
+    with pytest.raises(InputError, match=r"class map with class '0' twice, as a number and as text"):
+        settings.check_class_map({0: "tench", "0": "goldfish"}, "class map")
 
 
 def test_a_missing_value_is_named():

@@ -95,6 +95,12 @@ def network(
     named, start = parse(name), _start(init)
     if start is not None and named.source.always_trained:
         named = replace(named, weights=None)
+    if start is not None and named.weights is not None:
+        raise InputError(
+            f"model {name!r}, which has weights of its own, together with init={init!r}",
+            "one source of weights",
+            f"start {named.full!r} from init, or leave init out",
+        )
     head = published_head(named, start, num_classes)
     num_classes = number_of_classes(name, num_classes, class_names, stated_classes(named, head, num_classes))
     checkpoint = named.checkpoint

@@ -72,6 +72,12 @@ def parse(name: str) -> Named:
 
 
 def _of_source(source: Source, text: str) -> Named:
+    if text.endswith("@"):
+        raise InputError(
+            f"model {source.prefix + text!r}, with nothing after the @",
+            f"weights: {text}PATH or {text}{PRETRAINED}",
+            "name them, or drop the @",
+        )
     name, weights = _split(source, text)
     source.check(name)
     if not weights:

@@ -57,6 +57,8 @@ class Split:
         self.points = tuple(points)
         self.programs = programs
         self.image_shape = image_shape
+        self.looked_everywhere = True
+        """False where some modules could not be looked into, so that there may be more cuts than were found."""
 
     def whole(self, net: nn.Module, images: Tensor) -> Outputs:
         """One forward pass with everything on the way."""
@@ -113,7 +115,9 @@ def split(net: nn.Module, image_shape: ImageShape, names: Sequence[str] | None =
             break
     if best is None:
         raise CannotCut("; ".join(dict.fromkeys(reasons)))
-    return _assemble(net, best, image_shape)
+    cutter = _assemble(net, best, image_shape)
+    cutter.looked_everywhere = not reasons
+    return cutter
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from crossdistill.errors import InputError, nearest
 from crossdistill.models.cutter import CannotCut, Cutter, parents
 from crossdistill.models.dry_run import dry_run
+from crossdistill.models.points import ENOUGH_STAGES
 from crossdistill.models.replay import replay
 from crossdistill.models.sizes import size_error, sizes_for
 from crossdistill.models.spec import input_of, measure
@@ -67,13 +68,22 @@ def _check_names(net: nn.Module, name: str, stage_names: Sequence[str]) -> None:
 
 
 def _cut(net: nn.Module, name: str, shape: tuple[int, int, int], stage_names: Sequence[str] | None) -> Cutter:
-    """By tracing; a network whose forward cannot be traced, by replay."""
+    """By tracing; by replay where the forward, or a part of it that may hold more stages, cannot be traced."""
+    found: list[Cutter] = []
     reasons: list[str] = []
-    for way in (split, replay):
-        try:
-            return way(net, shape, stage_names)
-        except CannotCut as reason:
-            reasons.append(f"{way.__name__}: {reason}")
+    try:
+        traced = split(net, shape, stage_names)
+        if len(traced.points) >= ENOUGH_STAGES or traced.looked_everywhere or stage_names is not None:
+            return traced
+        found.append(traced)
+    except CannotCut as reason:
+        reasons.append(f"split: {reason}")
+    try:
+        found.append(replay(net, shape, stage_names))
+    except CannotCut as reason:
+        reasons.append(f"replay: {reason}")
+    if found:
+        return max(found, key=lambda cutter: len(cutter.points))
     if stage_names is not None:
         raise InputError(
             f"{name} with the stages {', '.join(stage_names)} ({'; '.join(reasons)})",

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from crossdistill.contracts import UNLABELLED, Batch, Outputs
-from crossdistill.data import EvalLoader, open_source, prepare_image
+from crossdistill.data import EvalLoader, Splits, open_source, prepare_image
 from crossdistill.engine import connect, process
 from crossdistill.engine import evaluate as measure
 from crossdistill.errors import InputError
@@ -68,31 +68,43 @@ def evaluate(
     )
     mapped = None if class_map is None else _Mapped(built, make_class_map(class_map, splits.class_names, built.spec))
     accelerator = connect(device)
+    loader = _loader(splits, built, settings, batch_size=batch_size, workers=workers)
+    metrics = measure(built if mapped is None else mapped, loader, accelerator=accelerator)
+    if mapped is not None:
+        metrics |= mapped.of_all_classes(accelerator, metrics["num_samples"])
+    per_class = _per_class(splits.class_names, metrics.pop("class_correct"), metrics.pop("class_total"))
+    return {
+        "model": built.spec.name,
+        "data": settings.source,
+        "split": splits.evaluation_name,
+        **metrics,
+        "per_class": per_class,
+        "skipped": loader.corrupt,
+    }
+
+
+def _loader(
+    splits: Splits, model: StagedModel, settings: DataSettings, *, batch_size: int, workers: int | None
+) -> EvalLoader:
+    """This process's share of the evaluation split, prepared for the model."""
     rank, world_size = process()
-    loader = EvalLoader(
+    return EvalLoader(
         splits.evaluation,
-        {STUDENT_VIEW: built.spec.input},
+        {STUDENT_VIEW: model.spec.input},
         batch_size=batch_size,
         workers=workers,
         rank=rank,
         world_size=world_size,
         max_corrupt_share=settings.max_corrupt_share,
     )
-    metrics = measure(built if mapped is None else mapped, loader, accelerator=accelerator)
-    if mapped is not None:
-        metrics |= mapped.of_all_classes(accelerator, metrics["num_samples"])
-    counts = zip(splits.class_names, metrics.pop("class_correct"), metrics.pop("class_total"), strict=True)
-    return {
-        "model": built.spec.name,
-        "data": settings.source,
-        "split": splits.evaluation_name,
-        **metrics,
-        "per_class": [
-            {"class": name, "num_samples": total, "accuracy": correct / total if total else None}
-            for name, correct, total in counts
-        ],
-        "skipped": loader.corrupt,
-    }
+
+
+def _per_class(names: Sequence[str], correct: Sequence[int], totals: Sequence[int]) -> list[dict[str, Any]]:
+    """One entry a class; a class without images has no accuracy."""
+    return [
+        {"class": name, "num_samples": total, "accuracy": right / total if total else None}
+        for name, right, total in zip(names, correct, totals, strict=True)
+    ]
 
 
 class _Mapped(MappedTeacher):

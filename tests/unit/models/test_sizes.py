@@ -13,9 +13,7 @@ from crossdistill.errors import InputError
 from crossdistill.models import build
 from crossdistill.models.sizes import CANDIDATES, construct, own_size, recipe, size_of, sizes_for, sizes_of
 from crossdistill.models.views import view
-
-SIZES = (32, 64, 96, 160, 224, 384)
-EVERY = set(SIZES)
+from samples.sizes import EVERY, REFUSED, SIZES
 
 FAMILIES = {
     # architecture: rows of the last grid at each of the six sizes (None where it cannot be built)
@@ -50,17 +48,6 @@ FAMILIES = {
     "mixer_tiny": (8, 8, 12, 10, 14, 12),
     "resmlp_tiny": (8, 8, 12, 10, 14, 12),
     "gmlp_ti16_224": (2, 4, 6, 10, 14, 24),
-}
-
-REFUSED = {
-    # the only files of timm whose smallest classifier cannot have each of the six sizes
-    "byoanet": EVERY,  # halo attention: its blocks of 8 must divide the maps
-    "crossvit": EVERY,  # two scales: only multiples of 240
-    "csatv2": {32},
-    "efficientformer": EVERY - {224},  # one table of 7 x 7 positions
-    "inception_resnet_v2": {32, 64},
-    "inception_v3": {32, 64},
-    "inception_v4": {32, 64},
 }
 
 

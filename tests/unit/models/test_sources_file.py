@@ -1,6 +1,8 @@
 """``file:net.py:build``: run only when allowed, and every way in which such a file can be wrong."""
 
 import json
+import pickle
+import sys
 
 import pytest
 import safetensors.torch
@@ -123,3 +125,94 @@ def test_names_that_are_no_file_and_function(tmp_path):
     (tmp_path / "net.py").write_text("")
     with pytest.raises(InputError, match="a Python file publishes none"):
         build(f"file:{tmp_path}/net.py:build", num_classes=3, init="pretrained", allow_code=True)
+
+
+SMALL = """
+from torch import nn
+from neighbour import WIDTH
+
+class Net(nn.Sequential):
+    pass
+
+def build(num_classes):
+    return Net(nn.Conv2d(3, WIDTH, 8, stride=8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, num_classes))
+"""
+
+
+def small(folder, width):
+    folder.mkdir()
+    (folder / "net.py").write_text(SMALL)
+    (folder / "neighbour.py").write_text(f"WIDTH = {width}\n")
+    return build(f"file:{folder}/net.py:build", num_classes=3, image_size=16, allow_code=True).net
+
+
+def test_files_of_the_same_name_have_their_own_neighbours_and_modules(tmp_path):
+    nets = [small(tmp_path / name, width) for name, width in (("a", 4), ("b", 6))]
+    assert [net[0].out_channels for net in nets] == [4, 6]
+    assert type(nets[0]) is not type(nets[1])
+    assert [type(pickle.loads(pickle.dumps(net))) for net in nets] == [type(net) for net in nets]
+    assert "neighbour" not in sys.modules
+
+
+def test_a_module_of_the_caller_that_is_called_as_a_neighbour_is_put_back(tmp_path, monkeypatch):
+    callers = type(sys)("neighbour")
+    monkeypatch.setitem(sys.modules, "neighbour", callers)
+    assert small(tmp_path / "a", 4)[0].out_channels == 4
+    assert sys.modules["neighbour"] is callers
+
+
+def test_a_file_that_fails_leaves_no_module_and_no_path_behind(file):
+    modules, path = set(sys.modules), list(sys.path)
+    file.write_text("import neighbour\nraise ValueError(neighbour.WIDTH)\n")
+    with pytest.raises(InputError, match=r"in line 2 [\s\S]*ValueError: 8"):
+        build(f"file:{file}:build", num_classes=3, allow_code=True)
+    assert set(sys.modules) == modules
+    assert sys.path == path
+
+
+def test_a_neighbour_named_as_an_installed_package_does_not_replace_it(file):
+    (file.parent / "torch.py").write_text("raise AssertionError\n")
+    assert build(f"file:{file}:build", num_classes=3, allow_code=True).net.stem.out_channels == 8
+    assert sys.modules["torch"] is torch
+
+
+def test_the_line_of_an_error_is_told_for_a_relative_path_too(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text("def build(num_classes):\n    return 1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"net\.py, which fails in line 2 \(return 1 / 0\)"):
+        build("file:net.py:build", num_classes=3, allow_code=True)
+
+
+def test_a_neighbour_s_syntax_error_is_not_put_into_the_file_s_lines(file):
+    (file.parent / "neighbour.py").write_text("\n\n\n\n\n\nWIDTH = (\n")
+    with pytest.raises(InputError, match=r"in line 3 \(from neighbour import WIDTH\): SyntaxError"):
+        build(f"file:{file}:build", num_classes=3, allow_code=True)
+
+
+@pytest.mark.parametrize("code", ["import sys\nsys.exit(7)\n", "def build(num_classes):\n    raise SystemExit(7)\n"])
+def test_a_file_that_would_end_the_program_is_refused(code, tmp_path):
+    (tmp_path / "net.py").write_text(code)
+    with pytest.raises(InputError, match=r"in line 2 [\s\S]*SystemExit: 7"):
+        build(f"file:{tmp_path}/net.py:build", num_classes=3, allow_code=True)
+
+
+def test_a_staged_model_is_taken_for_its_network_and_no_other_class_of_that_name(file):
+    more = (
+        NET
+        + """
+from crossdistill import build as staged
+
+def stages(num_classes):
+    return staged(build(num_classes), num_classes=num_classes)
+
+class StagedModel(Net):
+    net = 1
+
+def other(num_classes):
+    return StagedModel(num_classes, 8)
+"""
+    )
+    file.write_text(more)
+    for function, kind in (("stages", "Net"), ("other", "StagedModel")):
+        model = build(f"file:{file}:{function}", num_classes=3, image_size=64, allow_code=True)
+        assert type(model.net).__name__ == kind

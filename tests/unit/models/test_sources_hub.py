@@ -1,7 +1,9 @@
 """Repositories of the Hugging Face hub, from its cache and offline: transformers' own logits, classes and images."""
 
 import json
+import socket
 import sys
+import time
 
 import huggingface_hub
 import numpy as np
@@ -16,6 +18,8 @@ from crossdistill.errors import InputError
 from crossdistill.export import export_student
 from crossdistill.models import build
 from crossdistill.models.build import network
+from crossdistill.models.cutter import classifier_names
+from crossdistill.models.sources.transformers import ImageClassifier
 from crossdistill.models.spec import input_of
 from samples import hub_cache
 
@@ -78,6 +82,25 @@ def test_classes_are_matched_by_name(cache):
         assert torch.allclose(other(images), net(images)[:, [2, 0, 1]], atol=1e-6)
     with pytest.raises(InputError, match=r"the classes ant, bee, cat[\s\S]*--init pretrained"):
         build("hf-hub:me/resnet", num_classes=3, class_names=("ant", "bee", "dog"))
+
+
+def test_both_classifiers_of_a_distilled_network_take_the_order_of_the_classes(cache, tmp_path):
+    _, reference = saved(cache, "deit_distilled")
+    images = torch.rand(2, 3, 64, 64)
+    model = build("hf-hub:me/deit_distilled", class_names=NAMES[::-1]).eval()
+    assert model.net.get_classifier() == (model.net.model.cls_classifier, model.net.model.distillation_classifier)
+    with torch.no_grad():
+        expected = reference(images).logits.flip(1)
+        assert torch.equal(model(images).logits, expected)
+        folder = export_student(model, tmp_path / "m", class_names=NAMES[::-1], metrics={})
+        assert torch.equal(network(str(folder), class_names=NAMES).net.eval()(images), expected.flip(1))
+
+
+def test_both_classifiers_of_levit_are_found():
+    sizes = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
+    config = transformers.LevitConfig(**sizes, image_size=64, num_labels=3)
+    net = ImageClassifier(transformers.LevitForImageClassificationWithTeacher(config), (64, 64))
+    assert classifier_names(net) == ["model.classifier.linear", "model.classifier_distill.linear"]
 
 
 def test_names_of_classes_that_transformers_invents_are_none(cache):
@@ -193,6 +216,22 @@ def test_a_repository_that_is_not_in_the_cache_offline():
         build("hf-hub:me/none", num_classes=3)
     with pytest.raises(InputError, match="hf-hub:OWNER/NAME"):
         build("hf-hub:none", num_classes=3)
+
+
+def test_without_a_network_the_hub_is_asked_once_and_nothing_is_printed(monkeypatch, caplog, capfd):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a port at which nobody listens once it is closed
+        nowhere = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", nowhere)
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"hf-hub:nobody/nothing: ConnectError[\s\S]*the network"):
+        build("hf-hub:nobody/nothing", num_classes=3)
+    assert time.monotonic() - began < 5
+    assert caplog.text == ""
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_without_the_package_the_extra_is_named(cache, monkeypatch):

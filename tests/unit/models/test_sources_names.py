@@ -1,6 +1,7 @@
 """Names of timm that are out of date, misspelt or of networks that classify nothing; and lists of what there is."""
 
 import pytest
+import safetensors.torch
 import timm
 from timm.models import get_deprecated_models
 from torchvision import models
@@ -78,3 +79,21 @@ def test_all_models_are_listed():
     assert set(timm.list_models()) | {f"torchvision/{name}" for name in models.list_models(module=models)} == set(names)
     assert list_models("torchvision/squeezenet*") == ["torchvision/squeezenet1_0", "torchvision/squeezenet1_1"]
     assert {"resnet18", "torchvision/resnet18"} <= set(list_models("resnet18"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50@", "timm/resnet50.a1_in1k@", "torchvision/resnet18@", "hf-hub:owner/name@", "file:{file}:build@"],
+)
+def test_nothing_after_the_at_sign_is_refused(name, tmp_path):
+    (tmp_path / "net.py").write_text("")
+    with pytest.raises(InputError, match=r"with nothing after the @[\s\S]*@PATH or .*@pretrained"):
+        parse(name.format(file=tmp_path / "net.py"))
+
+
+def test_weights_after_the_at_sign_and_init_are_two_sources_of_weights(tmp_path):
+    file = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), file)
+    for name in (f"test_resnet@{file}", "test_resnet@pretrained", "resnet18.a1_in1k@pretrained"):
+        with pytest.raises(InputError, match=r"weights of its own, together with init=[\s\S]*one source of weights"):
+            build(name, num_classes=3, init=str(file))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
 import re
@@ -18,9 +20,11 @@ from torch import nn
 from crossdistill.errors import InputError, nearest
 from crossdistill.models.checkpoint import Checkpoint
 from crossdistill.models.sources.source import Head, Origin, Request, remember
+from crossdistill.models.staged import StagedModel
 
 NAME = re.compile(r"(?P<path>.+\.py):(?P<function>\w+)")
 DEFAULT_CHANNELS = 3
+OWN_MODULE = "crossdistill_file_"
 
 
 class File:
@@ -66,7 +70,7 @@ class File:
         with _telling(path), _importing_beside(path):
             function = _function(_execute(path), function_name, path)
             net = function(**_arguments(function, request))
-        net = getattr(net, "net", net) if type(net).__name__ == "StagedModel" else net
+        net = net.net if isinstance(net, StagedModel) else net
         if not isinstance(net, nn.Module):
             raise InputError(
                 f"file:{request.name}, which returned {type(net).__name__}", "a torch.nn.Module", "return the network"
@@ -92,12 +96,18 @@ def _split(name: str) -> tuple[Path, str]:
 
 
 def _execute(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"crossdistill_file_{path.stem}", path)
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    spec = importlib.util.spec_from_file_location(f"{OWN_MODULE}{path.stem}_{place}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"file {path}", "a Python file", "check the path")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # classes look up their own module, for instance to be pickled
-    spec.loader.exec_module(module)
+    before = sys.modules.pop(spec.name, None)
+    sys.modules[spec.name] = module  # stays there: classes look up their own module, for instance to be pickled
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        _put_back(spec.name, before)
+        raise
     return module
 
 
@@ -134,14 +144,44 @@ def _arguments(function: Callable[..., Any], request: Request) -> dict[str, Any]
 
 @contextmanager
 def _importing_beside(path: Path) -> Iterator[None]:
-    """Lets the file import its neighbours, as a script does."""
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
+    """Lets the file import its neighbours, as a script does, and forgets them: other files' may have the same names."""
+    folder = path.resolve().parent
+    hidden = {name: sys.modules.pop(name) for name in _hiding_neighbours(folder)}
+    before = dict(sys.modules)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()  # the neighbours may have been written just now
     try:
         yield
     finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+        for name, module in list(sys.modules.items()):
+            if module is not before.get(name) and _lies_in(folder, module) and not name.startswith(OWN_MODULE):
+                _put_back(name, before.get(name))
+        sys.modules.update(hidden)
+
+
+def _hiding_neighbours(folder: Path) -> list[str]:
+    """Modules that are there already and go by a neighbour's name; installed packages keep theirs."""
+    neighbours = {file.stem for file in folder.glob("*.py")}
+    neighbours |= {file.parent.name for file in folder.glob("*/__init__.py")}
+    kept = {"__main__", __name__.partition(".")[0], *sys.stdlib_module_names}
+    taken = neighbours.intersection(sys.modules) - kept
+    if taken:
+        taken -= importlib.metadata.packages_distributions().keys()
+    return [name for name in sys.modules if name.partition(".")[0] in taken]
+
+
+def _lies_in(folder: Path, module: ModuleType) -> bool:
+    spec = getattr(module, "__spec__", None)
+    places = [getattr(spec, "origin", None), *(getattr(spec, "submodule_search_locations", None) or ())]
+    return any(folder in Path(place).resolve().parents for place in places if place)
+
+
+def _put_back(name: str, module: ModuleType | None) -> None:
+    sys.modules.pop(name, None)
+    if module is not None:
+        sys.modules[name] = module
 
 
 @contextmanager
@@ -151,7 +191,7 @@ def _telling(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # it is the user's own code
+    except (Exception, SystemExit) as error:  # it is the user's own code, and may be a script that ends with sys.exit
         raise InputError(
             f"{path}, which fails{_line(error, path)}: {type(error).__name__}: {error}",
             "a function that builds the network",
@@ -159,9 +199,10 @@ def _telling(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _line(error: Exception, path: Path) -> str:
+def _line(error: BaseException, path: Path) -> str:
     """The innermost line of that file which the error went through."""
-    if isinstance(error, SyntaxError):
+    file = path.resolve()  # a traceback has absolute paths, whatever was given
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == file:
         return f" in line {error.lineno}"
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == file]
     return f" in line {own[-1].lineno} ({own[-1].line})" if own else ""

@@ -17,6 +17,9 @@ from crossdistill.models.sources import transformers
 from crossdistill.models.sources.source import Head, Request
 
 CONFIG = "config.json"
+TIMEOUT = 10.0
+"""Seconds to wait for the hub's first answer."""
+
 ID = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = [CONFIG, "preprocessor_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
@@ -82,6 +85,7 @@ class Hub:
         """The path of config.json in the cache."""
         repository, _, revision = name.partition("@")
         try:
+            _reach(repository, revision or None)
             return Path(huggingface_hub.hf_hub_download(repository, CONFIG, revision=revision or None))
         except Exception as error:  # no network, no such repository, no access, an empty cache
             raise _not_fetched(self.prefix + name, error) from error
@@ -121,6 +125,14 @@ def is_transformers_folder(path: str) -> bool:
     """Whether a path is a folder in transformers' own layout."""
     config = Path(path).expanduser() / CONFIG
     return config.is_file() and is_transformers(_read(config, path))
+
+
+def _reach(repository: str, revision: str | None) -> None:
+    """One request for what is not in the cache, since a download without a network goes on trying, and prints that."""
+    cached = huggingface_hub.try_to_load_from_cache(repository, CONFIG, revision=revision)
+    if not isinstance(cached, str) and not huggingface_hub.constants.HF_HUB_OFFLINE:
+        url = huggingface_hub.hf_hub_url(repository, CONFIG, revision=revision)
+        huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:

@@ -48,6 +48,15 @@ class ImageClassifier(nn.Module):
         logits: Tensor = self.model(images, **self.options).logits
         return logits
 
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
+        """The last layer, or a tuple of those whose logits are averaged (DeiT, LeViT), the main one first."""
+        backbone = getattr(self.model, str(getattr(self.model, "base_model_prefix", "")), None)
+        inside = set(backbone.modules()) if isinstance(backbone, nn.Module) else set()
+        layers = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
+        heads = [one for one in layers if one not in inside and one.out_features == self.num_classes]
+        found = tuple(heads or layers[-1:])
+        return found[0] if len(found) == 1 else found
+
 
 def head(config: dict[str, Any], name: str) -> Head | None:
     """The classifier that a configuration describes; None for a backbone without one.
