@@ -138,6 +138,7 @@ def choose() -> None:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", nargs="+", default=[], help="every variant of these files of timm")
     parser.add_argument("--all", action="store_true", help="every variant instead of the smallest of each file")
     parser.add_argument("--table", action="store_true", help="only write docs/backbones.md")
     parser.add_argument("--choose", action="store_true", help="only renew the list of smallest variants")
@@ -147,7 +148,8 @@ def main() -> None:
     elif options.table:
         write_page()
     else:
-        first = list(smallest_variants().values())
+        first = [name for name in variants() if file_of(name) in options.files]
+        first = first or list(smallest_variants().values())
         measure(list(dict.fromkeys(first + variants())) if options.all else first)
 
 
