@@ -10,6 +10,7 @@ from torch import nn
 
 from crossdistill.models import build
 from crossdistill.models.stage import stage
+from samples.networks import awake, images_for
 
 FAMILIES = {
     "resnet": ("test_resnet", 32),
@@ -54,20 +55,6 @@ class Decides(nn.Module):
         if x.device.type != "meta" and bool(x.isnan().any()):
             raise ValueError("not a number")
         return self.fc(self.body(x).relu().mean(dim=(2, 3)))
-
-
-def awake(model):
-    """Some networks start with a classifier of zeros, which would make any two logits equal."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.net.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    return model
-
-
-def images_for(model, batch_size=2):
-    spec = model.spec.input
-    return torch.rand(batch_size, spec.num_channels, *spec.image_size, generator=torch.Generator().manual_seed(1))
 
 
 def seeded(call, images):

@@ -12,6 +12,7 @@ from crossdistill.contracts import Outputs
 from crossdistill.errors import InputError
 from crossdistill.models import build
 from oracles.stages import classifier_input, module_outputs
+from samples.networks import awake, images_for
 
 TEST_MODELS = [name for name in timm.list_models("test_*") if name.startswith("test_")]
 SMALL_SIZES = {"mixer_tiny": 16, "resmlp_tiny": 16, "swin_pico": 32, "swin_nano": 32}
@@ -34,20 +35,6 @@ REGULARISED = {
     "convnext_atto": {"drop_path_rate": 0.3},
 }
 """Random control flow in train mode: the halves must draw what the whole draws."""
-
-
-def awake(model):
-    """Some networks start with a classifier of zeros, which would make any two logits equal."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.net.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    return model
-
-
-def images_for(model, batch_size=2):
-    spec = model.spec.input
-    return torch.rand(batch_size, spec.num_channels, *spec.image_size, generator=torch.Generator().manual_seed(1))
 
 
 def seeded(model, training, run):

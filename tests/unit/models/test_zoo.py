@@ -13,6 +13,7 @@ from crossdistill.models import build
 from crossdistill.models.dry_run import dry_run
 from crossdistill.models.stage import stage
 from crossdistill.models.zoo import smallest_variants
+from samples.networks import awake, images_for
 
 ZOO = smallest_variants()
 
@@ -145,16 +146,11 @@ def small(name):
             break
         except InputError:
             continue
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.net.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
-    return model
+    return awake(model, alpha=0.02)
 
 
 def check_exactness(model):
-    spec = model.spec.input
-    images = torch.rand(3, spec.num_channels, *spec.image_size, generator=torch.Generator().manual_seed(1))
+    images = images_for(model, batch_size=3)
     names_of_state = list(model.net.state_dict())
     for training in (False, True):
         plain = seeded(model, training, lambda m: m.net(images))
