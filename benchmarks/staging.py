@@ -252,12 +252,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS['cpu']} on a CPU, {ROUNDS['cuda']} on a GPU")
     parser.add_argument("--out", type=Path, default=Path("results/speed/staging.csv"))
+    parser.add_argument("--builds", action="store_true", help="only the seconds of build")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device, rounds = torch.device(options.device), options.rounds or ROUNDS[options.device]
     facts = environment()
     on_gpu = device.type == "cuda"
-    made = origin(facts, f"python benchmarks/staging.py --device {device.type} --threads {options.threads}") | {
+    made = origin(
+        facts,
+        f"python benchmarks/staging.py --device {device.type} --threads {options.threads}{' --builds' * options.builds}",
+    ) | {
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "threads": options.threads,
         "processor": facts["cpu"],
@@ -267,7 +271,7 @@ def main() -> None:
     for name in BUILT:
         rows += [row | made | {"device": "CPU"} for row in build_times(name)]  # built there in any case
         print(f"built {name}", flush=True)
-    for name in NETWORKS:
+    for name in () if options.builds else NETWORKS:
         rows += [row | made for row in measure(name, device, rounds)]
         print(f"measured {name}", flush=True)
     write(options.out, rows)
