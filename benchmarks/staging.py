@@ -258,10 +258,8 @@ def main() -> None:
     device, rounds = torch.device(options.device), options.rounds or ROUNDS[options.device]
     facts = environment()
     on_gpu = device.type == "cuda"
-    made = origin(
-        facts,
-        f"python benchmarks/staging.py --device {device.type} --threads {options.threads}{' --builds' * options.builds}",
-    ) | {
+    command = f"python benchmarks/staging.py --device {device.type} --threads {options.threads}"
+    made = origin(facts, command + " --builds" * options.builds) | {
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "threads": options.threads,
         "processor": facts["cpu"],
