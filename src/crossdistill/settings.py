@@ -75,6 +75,16 @@ class AugmentSettings(Strict):
     scale: tuple[float, float] = Field((0.08, 1.0), description="area of a resized crop, as shares of the image")
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="aspect ratio of a resized crop, width / height")
     flip: float | None = Field(None, ge=0, le=1, description="probability of a left-right flip")
+    interpolation: Literal["model", "random"] = Field(
+        "model", description="how crops are resized: as the model says, or bilinear or bicubic by chance"
+    )
+    rand_augment: str | None = Field(None, description="RandAugment in timm's words, such as rand-m9-mstd0.5-inc1")
+    color_jitter: float = Field(0.0, ge=0, le=1, description="largest change of brightness, contrast and saturation")
+    erase: float = Field(0.0, ge=0, le=1, description="probability that a rectangle is replaced by noise")
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup's Beta distribution; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of cutmix's Beta distribution; 0 is off")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="probability that a pair of images is mixed")
+    cutmix_share: float = Field(0.5, ge=0, le=1, description="share of cutmix where mixup is on as well")
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -84,17 +94,38 @@ class AugmentSettings(Strict):
         return self
 
 
+class StreamSettings(Strict):
+    """What must be said of a remote stream: it is read once, in its own order, and never indexed."""
+
+    num_train: int = Field(ge=1, description="training images an epoch")
+    class_names: tuple[str, ...] = Field(min_length=2, description="classes, in the order of their numbers")
+
+
 class DataSettings(Strict):
     """Where images come from, which of them are used, and how they are loaded."""
 
-    source: str = Field(description="digits, folder:PATH or parquet:PATH")
+    source: str = Field(description="digits, KIND:PATH, or a known name; see docs/data.md")
+    train_split: str | None = Field(None, description="the split to train on; default: train")
+    evaluation_split: str | None = Field(
+        None, description="the split that accuracy is reported on; default: test, else val"
+    )
     val_share: float = Field(0.1, gt=0, lt=1, description="share of the training images that selects the best epoch")
     limit_train: int | None = Field(None, ge=1, description="use only so many training images, stratified")
     labels_per_class: int | None = Field(
         None, ge=1, description="keep so many labels a class; the other training images become unlabelled"
     )
-    image_column: str = Field("image", description="parquet: the column that holds the images")
-    label_column: str = Field("label", description="parquet: the column that holds the classes")
+    image_column: str | None = Field(None, description="the column that holds the images; default: image")
+    label_column: str | None = Field(None, description="the column that holds the classes; default: label")
+    sampling: Literal["shuffled", "class_balanced"] = Field(
+        "shuffled", description="class_balanced: every class equally often, images of rare ones several times an epoch"
+    )
+    stream: StreamSettings | None = Field(None, description="facts of a remote stream, which cannot be counted")
+    eval_crop_pct: float | None = Field(
+        None, gt=0, le=1, description="share of the side shown in evaluation; default: the model's, tiny images whole"
+    )
+    augment_on: Literal["cpu", "device"] = Field(
+        "cpu", description="where pixels are changed: in the loader, or batched on the device that trains"
+    )
     workers: int | None = Field(None, ge=0, description="loader processes; default: 0 for data held in memory")
     max_corrupt_share: float = Field(0.01, ge=0, le=1, description="stop when more images than this are unreadable")
     augment: AugmentSettings = AugmentSettings()
@@ -124,7 +155,16 @@ class TrainSettings(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     cross_entropy_weight: float = Field(1.0, ge=0, description="weight of the hard-label term")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="average the student's weights with this decay")
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = Field(
+        None, description="weight of each class in the hard-label term; balanced: by the inverse of its images"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = Field(False, description="keep images and weights channel-last, which GPUs like")
+    compile_student: bool = Field(False, description="compile the student with torch.compile")
+    compile_teacher: bool = Field(False, description="compile the teachers with torch.compile")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several processes: whole copies (DDP), or shards of student and method (FSDP2)"
+    )
     select: Literal["last", "best"] = Field(
         "last", description="which epoch is reported; 'best' holds out val_share of the training images"
     )
@@ -215,10 +255,15 @@ def load(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Settings:
     Raises:
         InputError: an unknown key (with the nearest one), a wrong type, a missing value.
     """
+    return validate(Settings, overridden(tree, overrides))
+
+
+def overridden(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A tree of settings after ``key=value`` overrides, not yet validated."""
     for override in overrides:
         key, value = parse_override(override)
         tree = _with(tree, key.split("."), value, key)
-    return validate(Settings, tree)
+    return tree
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> Settings:

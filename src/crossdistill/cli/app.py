@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from crossdistill.cli import distill, evaluate, methods, models, predict, quickstart, recipes, train
+from crossdistill.cli import data, distill, evaluate, methods, models, predict, quickstart, recipes, train
 from crossdistill.errors import InputError
 
 _INTERRUPTED = 130
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, train, distill, evaluate, predict, methods, models):
+for command in (quickstart, train, distill, evaluate, predict, data, methods, models):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(recipes.app, name="recipes")
 

@@ -14,7 +14,10 @@ import typer
 from crossdistill.cli.show import show_results
 from crossdistill.errors import InputError
 
-DATA_HELP = r"digits, folder:PATH (train/ val/ \[test/] or one flat tree) or parquet:PATH."
+DATA_HELP = (
+    r"digits, folder:PATH (train/ val/ \[test/] or one flat tree), parquet:, idx:, npz:, hf: or wds:PATH, "
+    "or a known name such as cifar100 (docs/data.md)."
+)
 
 Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; made here.")]

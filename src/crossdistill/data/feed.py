@@ -12,68 +12,102 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.contracts import Batch
-from crossdistill.data.augment import EvalTransform, TrainTransform
+from crossdistill.data.assemble import Assembly, Started
 from crossdistill.data.held import HeldSource, num_workers
-from crossdistill.data.pixels import match_channels
 from crossdistill.errors import InputError
 
-Ids = NDArray[np.int64]
-Request = tuple[int, Ids]
-"""Epoch, and the ids of one micro-batch."""
+Request = tuple[int, NDArray[np.int64]]
+"""Epoch, and the samples of one micro-batch ``(B, 2)``: id, and how often it came before in this epoch."""
+
+Made = Batch | Started
+"""What a worker makes: a batch, or one that is to be finished on the device that trains."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
     """What a worker sends back; bad input travels as its three phrases, since exceptions lose them on the way."""
 
-    batch: Batch | None
+    made: Made | None
     corrupt: dict[str, str]
     bad_input: tuple[str, str, str] | None = None
 
 
-class Batches(Dataset[_Answer]):
+class Batches(Dataset[Answer]):
     """Makes whole batches on request, in this process or a worker."""
 
-    def __init__(
-        self, source: HeldSource, targets: NDArray[np.int64], transform: TrainTransform | EvalTransform
-    ) -> None:
-        self.source, self.targets, self.transform = source, targets, transform
+    def __init__(self, source: HeldSource, assembly: Assembly) -> None:
+        self.source, self.assembly = source, assembly
 
-    def __getitem__(self, request: Request) -> _Answer:
+    def __getitem__(self, request: Request) -> Answer:
         try:
             return self._answer(*request)
         except InputError as error:
-            return _Answer(None, {}, (error.given, error.expected, error.action))
+            return Answer(None, {}, (error.given, error.expected, error.action))
 
-    def _answer(self, epoch: int, ids: Ids) -> _Answer:
-        reading = self.source.read_batch(ids)
+    def _answer(self, epoch: int, samples: NDArray[np.int64]) -> Answer:
+        reading = self.source.read_batch(samples[:, 0])
         corrupt = {image.where: image.reason for image in reading.corrupt}
-        ids = ids[reading.positions]
-        if not len(ids):
-            return _Answer(None, corrupt)
-        images = match_channels(
-            reading.images, self.transform.views.values(), lambda position: self.source.describe(int(ids[position]))
+        if not len(reading.positions):
+            return Answer(None, corrupt)
+        return Answer(self.assembly.make(reading, epoch, samples, self.source.describe), corrupt)
+
+
+class Tally:
+    """Opens the answers of workers: counts corrupt images, and raises bad input in the process that asked.
+
+    Args:
+        num_images: of how many images the corrupt ones are a share; ``None`` where that is known at the end only.
+    """
+
+    def __init__(self, num_images: int | None, max_corrupt_share: float) -> None:
+        self.corrupt: dict[str, str] = {}
+        self._num_images, self._max_corrupt_share = num_images, max_corrupt_share
+
+    def open(self, answer: Answer) -> Made | None:
+        """What the worker made, if the images of its request could be read."""
+        if answer.bad_input is not None:
+            raise InputError(*answer.bad_input)
+        self.corrupt.update(answer.corrupt)
+        if self._num_images is not None:
+            self.check(self._num_images)
+        return answer.made
+
+    def check(self, num_images: int) -> None:
+        """Refuse to go on when more of so many images are corrupt than is allowed."""
+        share = len(self.corrupt) / num_images
+        if share <= self._max_corrupt_share:
+            return
+        first = "; ".join(f"{where} ({reason})" for where, reason in list(self.corrupt.items())[:3])
+        raise InputError(
+            f"{len(self.corrupt)} of {num_images} images cannot be read ({share:.1%}), first {first}",
+            f"at most {self._max_corrupt_share:.1%} unreadable images",
+            "mend or remove them, or raise data.max_corrupt_share",
         )
-        target, sample_id = torch.from_numpy(self.targets[ids]), torch.from_numpy(ids)
-        return _Answer(Batch(self.transform(images, ids, epoch), target, sample_id, epoch), corrupt)
 
 
 class Feed:
-    """Sends requests through a DataLoader, counts corrupt images, and raises bad input in the process that asked."""
+    """Sends requests through a DataLoader, and opens the answers."""
 
     def __init__(self, dataset: Batches, num_images: int, *, workers: int | None, max_corrupt_share: float) -> None:
-        self.corrupt: dict[str, str] = {}
-        self._num_images, self._max_corrupt_share = num_images, max_corrupt_share
+        self._tally = Tally(num_images, max_corrupt_share)
         self._requests: list[Request] = []
-        self._dataset, self._num_workers = dataset, num_workers(dataset.source, workers)
+        self._dataset = dataset
+        self._num_workers = num_workers(dataset.source, workers, cheap=dataset.assembly.cheap)
+        if self._num_workers:
+            dataset.source.share()
         self._loader = self._new_loader()
 
-    def __call__(self, requests: Sequence[Request]) -> Iterator[Batch | None]:
+    @property
+    def corrupt(self) -> dict[str, str]:
+        """Images that could not be read so far: path or row -> reason."""
+        return self._tally.corrupt
+
+    def __call__(self, requests: Sequence[Request]) -> Iterator[Made | None]:
         """Answer the requests in order; ``None`` where no image of a request could be read."""
         self._requests[:] = requests
         try:
             for answer in self._loader:
-                yield self._checked(answer)
+                yield self._tally.open(answer)
         except InputError:
             # Workers stop at once when their loader is dropped, but after seconds when a traceback still holds it.
             self._loader = self._new_loader()
@@ -85,29 +119,12 @@ class Feed:
             batch_size=None,
             sampler=self._requests,
             num_workers=self._num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             persistent_workers=self._num_workers > 0,
             generator=torch.Generator(),  # its draws must not move the generator that training uses
         )
 
-    def _checked(self, answer: _Answer) -> Batch | None:
-        if answer.bad_input is not None:
-            raise InputError(*answer.bad_input)
-        self.corrupt.update(answer.corrupt)
-        self._check_corrupt()
-        return answer.batch
 
-    def _check_corrupt(self) -> None:
-        share = len(self.corrupt) / self._num_images
-        if share <= self._max_corrupt_share:
-            return
-        first = "; ".join(f"{where} ({reason})" for where, reason in list(self.corrupt.items())[:3])
-        raise InputError(
-            f"{len(self.corrupt)} of {self._num_images} images cannot be read ({share:.1%}), first {first}",
-            f"at most {self._max_corrupt_share:.1%} unreadable images",
-            "mend or remove them, or raise data.max_corrupt_share",
-        )
-
-
-def _as_it_is(answer: Any) -> Any:
+def as_it_is(answer: Any) -> Any:
+    """What a DataLoader is to do with an answer: nothing."""
     return answer

@@ -1,7 +1,9 @@
-"""Decoded images kept in memory: small sets of one image size are decoded once, in threads, as they are needed."""
+"""Decoded images kept in memory: small sets of one image size are decoded once, as they are needed."""
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,8 @@ Images = Tensor | list[Tensor]
 """uint8 images: ``(B, C, H, W)`` where all have one shape, else a list of ``(C, H, W)``."""
 
 _LIMIT_BYTES = 512 * 2**20
+
+_MISSING, _HELD, _EXCEPTION = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,7 @@ class HeldSource:
         self.source, self.limit_bytes = source, limit_bytes
         self.name, self.class_names, self.targets = source.name, source.class_names, source.targets
         self.mirror_safe = source.mirror_safe
-        self._pixels: NDArray[np.uint8] | None = None
-        self._present = np.zeros(len(source.targets), dtype=bool)
-        self._exceptions: dict[int, CorruptImage | None] = {}
+        self._memory: _Memory | None = None
 
     @property
     def num_channels(self) -> int | None:
@@ -81,34 +83,38 @@ class HeldSource:
         """Read these images; corrupt ones are left out and listed."""
         if not self.in_memory:
             return Reading.of(self._decode(ids))
-        pixels = self._fill(ids)
-        exceptions = [int(index) for index in ids if int(index) in self._exceptions]
-        if not exceptions:
-            return Reading(torch.from_numpy(pixels[ids]), np.arange(len(ids)))
-        return Reading.of([self._held(pixels, int(index)) for index in ids])
+        memory = self._fill(ids)
+        if (memory.state[ids] == _HELD).all():
+            return Reading(torch.from_numpy(memory.pixels[ids]), np.arange(len(ids)))
+        return Reading.of(
+            [
+                torch.from_numpy(memory.pixels[index].copy()) if memory.state[index] == _HELD else self._try_read(index)
+                for index in ids.tolist()
+            ]
+        )
 
-    def _fill(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if self._pixels is None:
+    def share(self) -> None:
+        """Make room for the images now, so that worker processes forked later decode each of them once together."""
+        if self.in_memory and self._memory is None:
             assert self.image_size is not None  # in_memory says so
-            self._pixels = np.empty((len(self.targets), self.num_channels or 0, *self.image_size), dtype=np.uint8)
-        missing = np.unique(ids[~self._present[ids]])
-        for index, result in zip(missing, self._decode(missing), strict=True):
-            if isinstance(result, Tensor) and result.shape == self._pixels.shape[1:]:
-                self._pixels[index] = result.numpy()
-            else:
-                self._exceptions[int(index)] = result if isinstance(result, CorruptImage) else None
-        self._present[missing] = True
-        return self._pixels
+            self._memory = _Memory.of((len(self.targets), self.num_channels or 0, *self.image_size))
 
-    def _held(self, pixels: NDArray[np.uint8], index: int) -> Tensor | CorruptImage:
-        if index not in self._exceptions:
-            return torch.from_numpy(pixels[index].copy())
-        # A whole image of another size than the probed ones is not held, but read each time.
-        return self._exceptions[index] or self._try_read(index)
+    def _fill(self, ids: NDArray[np.int64]) -> _Memory:
+        self.share()
+        memory = self._memory
+        assert memory is not None
+        missing = np.unique(ids[memory.state[ids] == _MISSING])
+        for index, result in zip(missing, self._decode(missing), strict=True):
+            if isinstance(result, Tensor) and result.shape == memory.pixels.shape[1:]:
+                memory.pixels[index] = result.numpy()
+                memory.state[index] = _HELD
+            else:  # corrupt images and whole ones of another size than the probed ones are read each time
+                memory.state[index] = _EXCEPTION
+        return memory
 
     def _decode(self, ids: NDArray[np.int64]) -> list[Tensor | CorruptImage]:
         indices = [int(index) for index in ids]
-        num_threads = min(len(indices), _num_cores())
+        num_threads = min(len(indices), num_cores())
         if num_threads < 2 or get_worker_info() is not None:  # worker processes are the parallelism already
             return [self._try_read(index) for index in indices]
         with ThreadPoolExecutor(num_threads) as pool:
@@ -121,16 +127,35 @@ class HeldSource:
             return corrupt
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh: dict[str, Any] = {"_pixels": None, "_present": np.zeros_like(self._present), "_exceptions": {}}
-        return self.__dict__ | fresh  # decoded images do not travel to other processes
+        return self.__dict__ | {"_memory": None}  # decoded images do not travel to other processes
 
 
-def num_workers(source: HeldSource, workers: int | None) -> int:
-    """Worker processes for a loader: as asked for, else none for images held in memory and up to four for others."""
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Room for decoded images that forked processes share: pixels ``(N, C, H, W)``, and what is known of each."""
+
+    pixels: NDArray[np.uint8]
+    state: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...]) -> _Memory:
+        """Empty room; the system gives it page by page as it is written."""
+        size = math.prod(shape)
+        room = np.frombuffer(mmap.mmap(-1, size + shape[0]), dtype=np.uint8)
+        return cls(room[:size].reshape(shape), room[size:])
+
+
+def num_workers(source: HeldSource, workers: int | None, *, cheap: bool = True) -> int:
+    """Worker processes for a loader: as asked for; else none for images held in memory, and up to four for others.
+
+    Args:
+        cheap: preparing a batch costs little, once its images are decoded; where it does not, workers are worth it.
+    """
     if workers is not None:
         return workers
-    return 0 if source.in_memory else min(4, _num_cores())
+    return 0 if source.in_memory and cheap else min(4, num_cores())
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from crossdistill.contracts import Batch, InputSpec
-from crossdistill.data.augment import EvalTransform, TrainTransform, resolve_augment
-from crossdistill.data.feed import Batches, Feed
+from crossdistill.data.assemble import EvalAssembly, Started, TrainAssembly
+from crossdistill.data.augmentation.transform import EvalTransform, TrainTransform, resolve_augment
+from crossdistill.data.feed import Batches, Feed, Made
 from crossdistill.data.held import HeldSource
 from crossdistill.data.pixels import check_channels
-from crossdistill.data.sampler import batches, check_sizes, num_steps
+from crossdistill.data.sampler import Order, batches, check_sizes, class_balanced, num_steps, shuffled
 from crossdistill.data.source import Source
 from crossdistill.settings import AugmentSettings
 
@@ -29,6 +31,8 @@ class TrainLoader:
         augment: random changes; what is ``None`` is chosen by the source.
         batch_size: images a step, over all processes; a smaller set makes one step of all it has.
         device_batch_size: most images at once; larger shares become several micro-batches.
+        balanced: show every class equally often (by its ``targets``), instead of every image once.
+        augment_device: change pixels there, in this process, instead of in the loader's processes.
         workers: loader processes; default none for small sets, which are held in memory, and up to four for others.
         max_corrupt_share: stop when more of the images than this cannot be read; until then they are left out.
 
@@ -47,6 +51,8 @@ class TrainLoader:
         seed: int,
         batch_size: int,
         device_batch_size: int | None = None,
+        balanced: bool = False,
+        augment_device: torch.device | None = None,
         workers: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -57,9 +63,18 @@ class TrainLoader:
         self.ids, self.augment, self.seed = ids, resolve_augment(augment, source), seed
         self.batch_size, self.device_batch_size = batch_size, device_batch_size
         self.rank, self.world_size = rank, world_size
+        self.targets, self.balanced, self.augment_device = targets, balanced, augment_device
+        self._num_classes = len(source.class_names)
         transform = TrainTransform(dict(views), self.augment, seed)
-        dataset = Batches(held, targets, transform)
+        self._assembly = TrainAssembly(transform, targets, self._num_classes, on_device=augment_device is not None)
+        dataset = Batches(held, self._assembly)
         self._feed = Feed(dataset, len(ids), workers=workers, max_corrupt_share=max_corrupt_share)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Labelled training images of each class ``(K,)``."""
+        own = self.targets[self.ids]
+        return np.bincount(own[own >= 0], minlength=self._num_classes)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,18 +92,29 @@ class TrainLoader:
         A micro-batch of which no image can be read is left out of its step's list.
         """
         plan = batches(
-            len(self.ids),
-            seed=self.seed,
-            epoch=epoch,
+            self._order(epoch),
             batch_size=self.batch_size,
             rank=self.rank,
             world_size=self.world_size,
             device_batch_size=self.device_batch_size,
         )[start_step:]
-        answers = self._feed([(epoch, self.ids[positions]) for step in plan for positions in step])
+        answers = self._feed([(epoch, self._samples(part)) for step in plan for part in step])
         for step in plan:
-            micro_batches = [next(answers) for _ in step]
+            micro_batches = [self._finished(next(answers)) for _ in step]
             yield [batch for batch in micro_batches if batch is not None]
+
+    def _order(self, epoch: int) -> Order:
+        if self.balanced:
+            return class_balanced(self.targets[self.ids], seed=self.seed, epoch=epoch)
+        return shuffled(len(self.ids), seed=self.seed, epoch=epoch)
+
+    def _samples(self, part: Order) -> Order:
+        return np.stack([self.ids[part[:, 0]], part[:, 1]], axis=1)
+
+    def _finished(self, made: Made | None) -> Batch | None:
+        if not isinstance(made, Started):
+            return made
+        return self._assembly.finish(made if self.augment_device is None else made.to(self.augment_device))
 
 
 class EvalLoader:
@@ -96,6 +122,7 @@ class EvalLoader:
 
     Args:
         ids: images to take, by id; default all of the source.
+        crop_pct: share of the side that is shown; default as each model says, but tiny images whole.
     """
 
     def __init__(
@@ -109,10 +136,11 @@ class EvalLoader:
         world_size: int = 1,
         max_corrupt_share: float = 0.01,
         ids: Ids | None = None,
+        crop_pct: float | None = None,
     ) -> None:
         everything = np.arange(len(source.targets), dtype=np.int64) if ids is None else np.sort(ids)
         self.ids, self.batch_size = np.array_split(everything, world_size)[rank], batch_size
-        dataset = Batches(_held(source, views), source.targets, EvalTransform(dict(views)))
+        dataset = Batches(_held(source, views), EvalAssembly(EvalTransform(dict(views), crop_pct), source.targets))
         self._feed = Feed(dataset, len(everything), workers=workers, max_corrupt_share=max_corrupt_share)
 
     @property
@@ -125,8 +153,9 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         starts = range(0, len(self.ids), self.batch_size)
-        answers = self._feed([(0, self.ids[start : start + self.batch_size]) for start in starts])
-        return (batch for batch in answers if batch is not None)
+        samples = np.stack([self.ids, np.zeros_like(self.ids)], axis=1)
+        answers = self._feed([(0, samples[start : start + self.batch_size]) for start in starts])
+        return (batch for batch in answers if isinstance(batch, Batch))
 
 
 def _held(source: Source, views: Mapping[str, InputSpec]) -> HeldSource:

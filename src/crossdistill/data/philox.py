@@ -22,6 +22,11 @@ class Purpose(IntEnum):
     LIMIT = 3
     VALIDATION = 4
     LABELS = 5
+    MIX = 6
+    NOISE = 7
+    BALANCE = 8
+    SHARDS = 9
+    BUFFER = 10
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int], *, rounds: int = 10) -> NDArray[np.uint32]:
@@ -44,11 +49,18 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int], *, rounds: int
 
 
 def random_words(
-    seed: int, epoch: int, sample_id: NDArray[np.int64], view: int, num_draws: int, *, purpose: Purpose
+    seed: int,
+    epoch: int,
+    sample_id: NDArray[np.int64],
+    view: int | NDArray[np.int64],
+    num_draws: int,
+    *,
+    purpose: Purpose,
 ) -> NDArray[np.uint32]:
     """Random words ``(B, num_draws)`` for samples ``(B,)``; asking for more draws leaves the earlier ones as they are.
 
     The counter is (sample, low and high word; epoch; purpose, view and block of four draws), the key is the seed.
+    A view is a number below 65,536, for all samples or for each ``(B,)``; a sample has up to 1,024 draws.
     """
     blocks = np.arange((num_draws + 3) // 4, dtype=np.int64)
     sample = np.asarray(sample_id, dtype=np.int64)[:, None]
@@ -56,16 +68,16 @@ def random_words(
     counter[..., 0] = sample & 0xFFFFFFFF
     counter[..., 1] = sample >> 32
     counter[..., 2] = epoch & 0xFFFFFFFF
-    counter[..., 3] = purpose << 24 | view << 16 | blocks
+    counter[..., 3] = purpose << 24 | np.atleast_1d(view)[:, None] << 8 | blocks
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
-    return words.reshape(len(sample), -1)[:, :num_draws]
+    return words.reshape(len(sample), 4 * len(blocks))[:, :num_draws]
 
 
 def uniform(
     seed: int,
     epoch: int,
     sample_id: NDArray[np.int64],
-    view: int,
+    view: int | NDArray[np.int64],
     num_draws: int,
     *,
     purpose: Purpose = Purpose.AUGMENT,

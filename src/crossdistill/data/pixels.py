@@ -7,30 +7,41 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from crossdistill.contracts import InputSpec
-from crossdistill.data.boxes import Boxes
+from crossdistill.data.augmentation.boxes import Boxes
+from crossdistill.data.augmentation.resample import resized_boxes
 from crossdistill.data.held import Images
 from crossdistill.data.source import TINY_SIDE
 from crossdistill.errors import InputError
 
+Kernels = NDArray[np.str_]
 
-def cut(images: Images, boxes: Boxes, size: tuple[int, int], interpolation: str) -> Tensor:
+
+def cut(images: Images, boxes: Boxes, size: tuple[int, int], kernels: Kernels) -> Tensor:
     """Cut a box out of each image and resize it: uint8 ``(B, C, *size)``; zero outside the image.
 
-    Boxes of one extent on images of one shape are cut and resized all at once, with the same result.
+    Boxes of one extent on images of one shape are cut and resized all at once, with the same result. On an
+    accelerator images of one shape go through matrices, whose pixels are those of the CPU up to rounding.
+
+    Args:
+        kernels: "bicubic", "bilinear" or "nearest" for each image ``(B,)``.
     """
-    mode = InterpolationMode(interpolation)
-    if isinstance(images, Tensor) and (boxes[:, 2:] == boxes[0, 2:]).all():
-        equal: Tensor = F.resize(_cut_equal(images, boxes), list(size), mode, antialias=True)
-        return equal
+    if isinstance(images, Tensor):
+        if images.device.type != "cpu" and (kernels != "nearest").all():
+            return resized_boxes(images, boxes, size, bicubic=torch.from_numpy(kernels == "bicubic").to(images.device))
+        if (boxes[:, 2:] == boxes[0, 2:]).all() and (kernels == kernels[0]).all():
+            mode = InterpolationMode(kernels[0])
+            equal: Tensor = F.resize(_cut_equal(images, boxes), list(size), mode, antialias=True)
+            return equal
     return torch.stack(
         [
-            F.resized_crop(image, *box, list(size), mode, antialias=True)
-            for image, box in zip(images, boxes.tolist(), strict=True)
+            F.resized_crop(image, *box, list(size), InterpolationMode(kernel), antialias=True)
+            for image, box, kernel in zip(images, boxes.tolist(), kernels, strict=True)
         ]
     )
 
@@ -53,12 +64,17 @@ def _cut_equal(images: Tensor, boxes: Boxes) -> Tensor:
     return picked * inside[:, None]
 
 
-def mirror(images: Tensor, where: Tensor) -> Tensor:
-    """Flip those images of ``(B, C, H, W)`` left to right that the mask ``(B,)`` marks."""
-    return torch.where(where[:, None, None, None], images.flip(-1), images) if bool(where.any()) else images
+def mirror(images: Tensor, where: NDArray[np.bool_]) -> Tensor:
+    """Flip those images of ``(B, C, H, W)`` left to right that the mask ``(B,)`` marks; the others are copied."""
+    if images.device.type != "cpu":
+        return torch.where(torch.from_numpy(where).to(images.device)[:, None, None, None], images.flip(-1), images)
+    mirrored = images.clone()
+    for index in np.flatnonzero(where):  # one by one, which stays in the processor's cache
+        mirrored[index] = images[index].flip(-1)
+    return mirrored
 
 
-def centre_view(images: Tensor, spec: InputSpec) -> Tensor:
+def centre_view(images: Tensor, spec: InputSpec, crop_pct: float | None = None) -> Tensor:
     """The view for evaluation: resize to size / crop_pct, keeping the aspect ratio, and crop the centre.
 
     Tiny images (up to 64 pixels) are shown whole: the margin that crop_pct cuts off is that of photographs, while
@@ -66,11 +82,13 @@ def centre_view(images: Tensor, spec: InputSpec) -> Tensor:
 
     Args:
         images: uint8 ``(..., C, H, W)``.
+        crop_pct: the share of the side that is shown, instead of all this.
 
     Source: timm's evaluation transform, crop mode "center".
     """
     old_size = images.shape[-2:]
-    crop_pct = 1.0 if max(old_size) <= TINY_SIDE else spec.crop_pct
+    if crop_pct is None:
+        crop_pct = 1.0 if max(old_size) <= TINY_SIDE else spec.crop_pct
     covered = [math.floor(side / crop_pct) for side in spec.image_size]
     new_size = _covering_size((old_size[0], old_size[1]), (covered[0], covered[1]))
     resized = F.resize(images, new_size, InterpolationMode(spec.interpolation), antialias=True)
@@ -85,11 +103,11 @@ def _covering_size(old: tuple[int, int], target: tuple[int, int]) -> list[int]:
     return [max(target[0], int(target[1] * old[0] / old[1])), target[1]]
 
 
-def centre_views(images: Images, spec: InputSpec) -> Tensor:
+def centre_views(images: Images, spec: InputSpec, crop_pct: float | None = None) -> Tensor:
     """:func:`centre_view` of every image: ``(B, C, h, w)``."""
     if isinstance(images, Tensor):
-        return centre_view(images, spec)
-    return torch.stack([centre_view(image, spec) for image in images])
+        return centre_view(images, spec, crop_pct)
+    return torch.stack([centre_view(image, spec, crop_pct) for image in images])
 
 
 def normalise(images: Tensor, spec: InputSpec) -> Tensor:
@@ -97,9 +115,12 @@ def normalise(images: Tensor, spec: InputSpec) -> Tensor:
 
     One grey channel is repeated for models of three.
     """
-    shares = F.to_dtype(images, torch.float32, scale=True)
-    normalised: Tensor = F.normalize(shares, list(spec.mean), list(spec.std))  # broadcasts one channel to three
-    return normalised
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (spec.mean, spec.std))
+    factor, offset = (values.to(images.device, torch.float32) for values in (1 / (255 * std), -mean / std))
+    values = images.float()
+    # In place where that is possible, since fresh memory costs more than the arithmetic.
+    scaled = values.mul_(factor) if values.shape[-3] == len(spec.mean) else values * factor
+    return scaled.add_(offset)
 
 
 def match_channels(images: Images, specs: Iterable[InputSpec], where: Callable[[int], str]) -> Images:

@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from crossdistill.contracts import InputSpec
-from crossdistill.data.decode import decode
 from crossdistill.data.pixels import centre_view, check_channels, normalise
 from crossdistill.data.source import CorruptImage
+from crossdistill.data.sources.decode import decode
 from crossdistill.errors import InputError
 
 

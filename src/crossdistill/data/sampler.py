@@ -1,4 +1,8 @@
-"""Which images make up which step, on which process: a pure function of (seed, epoch)."""
+"""Which images make up which step, on which process: a pure function of (seed, epoch).
+
+An order is int64 ``(N, 2)``: the position of each image in turn, and how often it came before in this epoch, so that
+an image that comes several times is augmented in another way each time.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,38 @@ from crossdistill.data.philox import Purpose, random_order
 from crossdistill.errors import InputError
 
 Positions = NDArray[np.int64]
+Order = NDArray[np.int64]
 
 
 def permutation(num_samples: int, *, seed: int, epoch: int) -> Positions:
     """The order of the samples in this epoch ``(N,)``; neighbours 2j and 2j + 1 are mixing partners."""
     return random_order(num_samples, seed=seed, epoch=epoch, purpose=Purpose.PERMUTATION)
+
+
+def shuffled(num_samples: int, *, seed: int, epoch: int) -> Order:
+    """Every sample once, in the order of :func:`permutation`."""
+    order = permutation(num_samples, seed=seed, epoch=epoch)
+    return np.stack([order, np.zeros_like(order)], axis=1)
+
+
+def class_balanced(classes: NDArray[np.int64], *, seed: int, epoch: int) -> Order:
+    """As many samples as there are, of every class equally many (up to one): images of rare classes come again.
+
+    Of a class with more images than its share, each epoch shows others.
+
+    Args:
+        classes: class of each sample ``(N,)``; -1 is a class like others.
+    """
+    present, target = np.unique(classes, return_inverse=True)
+    mixed = random_order(len(classes), seed=seed, epoch=epoch, purpose=Purpose.BALANCE)
+    members = [mixed[target[mixed] == one] for one in range(len(present))]
+    rank, one = np.divmod(np.arange(len(classes)), len(present))
+    sizes = np.array([len(own) for own in members])
+    occurrence, place = np.divmod(rank, sizes[one])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    positions = np.concatenate(members)[starts[one] + place]
+    order = np.stack([positions, occurrence], axis=1)
+    return order[permutation(len(classes), seed=seed, epoch=epoch)]
 
 
 def num_steps(num_samples: int, batch_size: int, *, drop_last: bool = True) -> int:
@@ -24,19 +55,17 @@ def num_steps(num_samples: int, batch_size: int, *, drop_last: bool = True) -> i
 
 
 def batches(
-    num_samples: int,
+    order: Order,
     *,
-    seed: int,
-    epoch: int,
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
     device_batch_size: int | None = None,
     drop_last: bool = True,
-) -> list[list[Positions]]:
-    """This process's micro-batches of every step of the epoch.
+) -> list[list[Order]]:
+    """This process's micro-batches of every step of the epoch: parts ``(B, 2)`` of the order.
 
-    Step k of all processes together is the k-th run of ``batch_size`` samples of the permutation, whatever the
+    Step k of all processes together is the k-th run of ``batch_size`` samples of the order, whatever the
     number of processes and the size of micro-batches. Pairs of neighbours stay in one micro-batch, so shares and
     micro-batches differ by one pair where the batch does not divide evenly. A single last sample joins the
     micro-batch before it, which may then be one larger than ``device_batch_size``.
@@ -44,10 +73,9 @@ def batches(
     Raises:
         InputError: the batch does not divide over the processes, or a device cannot take one pair.
     """
-    check_sizes(num_samples, batch_size, world_size, device_batch_size)
-    order = permutation(num_samples, seed=seed, epoch=epoch)
+    check_sizes(len(order), batch_size, world_size, device_batch_size)
     steps = []
-    for step in range(num_steps(num_samples, batch_size, drop_last=drop_last)):
+    for step in range(num_steps(len(order), batch_size, drop_last=drop_last)):
         whole = order[step * batch_size : (step + 1) * batch_size]
         share = _split_pairs(whole, world_size)[rank]
         steps.append(_join_single(_split_pairs(share, _num_micro_batches(len(share), device_batch_size))))
@@ -84,7 +112,7 @@ def _num_micro_batches(num_samples: int, device_batch_size: int | None) -> int:
     return -(-num_pairs // pairs_at_once)
 
 
-def _split_pairs(samples: Positions, num_parts: int) -> list[Positions]:
+def _split_pairs(samples: Order, num_parts: int) -> list[Order]:
     """Contiguous parts of whole pairs, as equal as can be."""
     if num_parts == 0:
         return []
@@ -93,7 +121,7 @@ def _split_pairs(samples: Positions, num_parts: int) -> list[Positions]:
     return np.split(samples, ends)
 
 
-def _join_single(parts: list[Positions]) -> list[Positions]:
+def _join_single(parts: list[Order]) -> list[Order]:
     if len(parts) < 2 or len(parts[-1]) > 1:
         return parts
     # Batch normalisation of a single sample fails in training where its map has shrunk to one pixel.

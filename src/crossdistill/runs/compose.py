@@ -15,9 +15,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from crossdistill.contracts import UNLABELLED, InputSpec, Method, Modules, Teacher
-from crossdistill.data import EvalLoader, Selection, Splits, TrainLoader, open_source, select_training
+from crossdistill.data import (
+    EvalLoader,
+    Selection,
+    Splits,
+    Stream,
+    StreamEvalLoader,
+    StreamLoader,
+    TrainLoader,
+    eval_loader,
+    open_source,
+    select_stream,
+    select_training,
+)
 from crossdistill.data.sampler import num_steps
-from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, process, total_steps
+from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, connect, process, total_steps
+from crossdistill.errors import InputError
 from crossdistill.models import StagedModel, build
 from crossdistill.registry import METHODS
 from crossdistill.settings import ModelSettings, Settings, TeacherSettings, TrainSettings, resolve_options
@@ -45,9 +58,9 @@ class Parts:
     student: StagedModel
     teacher: Teacher | None
     method: Method
-    train_loader: TrainLoader
-    test_loader: EvalLoader
-    selection_loader: EvalLoader
+    train_loader: TrainLoader | StreamLoader
+    test_loader: EvalLoader | StreamEvalLoader
+    selection_loader: EvalLoader | StreamEvalLoader
     num_labelled: int
     num_train: int
     warnings: list[str] = field(default_factory=list)
@@ -56,7 +69,7 @@ class Parts:
         """Hashes of what settings only name: the classes and labels of the data, and the teacher's weights."""
         data = hashlib.sha256(json.dumps(self.splits.class_names).encode())
         for source in (self.splits.train, self.splits.evaluation):
-            data.update(source.targets.tobytes())
+            data.update(source.identity() if isinstance(source, Stream) else source.targets.tobytes())
         return {
             "data_sha256": data.hexdigest(),
             "teacher_sha256": None if self.teacher is None else self.teacher.fingerprint(),
@@ -94,7 +107,10 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
     )
     # Where the data bring validation images of their own, no training image is given up for them.
     hold_out = settings.train.select == "best" and splits.validation is None
-    chosen = select_training(splits.train.targets, settings.data, settings.seed, hold_out, splits.class_names)
+    if isinstance(splits.train, Stream):
+        chosen = select_stream(splits.train, settings.data, hold_out)
+    else:
+        chosen = select_training(splits.train.targets, settings.data, settings.seed, hold_out, splits.class_names)
     labelled_ids = chosen.train_ids[chosen.labelled[chosen.train_ids]]
     # Without a teacher an unlabelled image teaches nothing; without it the student alone is as good as it gets.
     ids = chosen.train_ids if teacher is not None else labelled_ids
@@ -113,7 +129,7 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
     )
 
 
-def _resolved(settings: Settings, student: StagedModel, train_loader: TrainLoader) -> Settings:
+def _resolved(settings: Settings, student: StagedModel, train_loader: TrainLoader | StreamLoader) -> Settings:
     """The settings with the choices that were left open."""
     height, width = student.spec.input.image_size
     size = height if height == width else settings.student.image_size
@@ -213,8 +229,16 @@ def views_of(student: StagedModel, teacher: Teacher | None) -> dict[str, InputSp
 
 def _loaders(
     settings: Settings, splits: Splits, views: dict[str, InputSpec], chosen: Selection, ids: NDArray[np.int64]
-) -> tuple[TrainLoader, EvalLoader, EvalLoader]:
+) -> tuple[TrainLoader | StreamLoader, EvalLoader | StreamEvalLoader, EvalLoader | StreamEvalLoader]:
     data = settings.data
+    on_device = data.augment_on == "device"
+    balanced = data.sampling == "class_balanced"
+    if balanced and not chosen.labelled[ids].all():
+        raise InputError(
+            f"data.sampling=class_balanced with {int((~chosen.labelled[ids]).sum())} unlabelled training images",
+            "a class for each of them",
+            "use data.sampling=shuffled, or give all labels",
+        )
     rank, world_size = process()
     common: dict[str, Any] = {
         "workers": data.workers,
@@ -222,22 +246,25 @@ def _loaders(
         "world_size": world_size,
         "max_corrupt_share": data.max_corrupt_share,
     }
-    train_loader = TrainLoader(
-        splits.train,
-        ids,
-        np.where(chosen.labelled, splits.train.targets, UNLABELLED),
-        views,
-        data.augment,
-        seed=settings.seed,
-        batch_size=settings.train.batch_size,
-        device_batch_size=settings.train.device_batch_size,
+    training: dict[str, Any] = {
+        "seed": settings.seed,
+        "batch_size": settings.train.batch_size,
+        "device_batch_size": settings.train.device_batch_size,
+        "augment_device": connect(settings.device, settings.train.precision).device if on_device else None,
         **common,
-    )
+    }
+    train_loader: TrainLoader | StreamLoader
+    if isinstance(splits.train, Stream):
+        train_loader = StreamLoader(splits.train, views, data.augment, **training)
+    else:
+        targets = np.where(chosen.labelled, splits.train.targets, UNLABELLED)
+        train_loader = TrainLoader(splits.train, ids, targets, views, data.augment, balanced=balanced, **training)
     # What a device can train on at once, it can also evaluate at once.
     common["batch_size"] = settings.train.device_batch_size or -(-settings.train.batch_size // world_size)
-    test_loader = EvalLoader(splits.evaluation, views, **common)
+    common["crop_pct"] = data.eval_crop_pct
+    test_loader = eval_loader(splits.evaluation, views, **common)
     if settings.train.select != "best":
         return train_loader, test_loader, test_loader
     if splits.validation is not None:
-        return train_loader, test_loader, EvalLoader(splits.validation, views, **common)
+        return train_loader, test_loader, eval_loader(splits.validation, views, **common)
     return train_loader, test_loader, EvalLoader(splits.train, views, ids=chosen.val_ids, **common)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from crossdistill.contracts import UNLABELLED, Batch, Outputs
-from crossdistill.data import EvalLoader, Splits, open_source, prepare_image
+from crossdistill.data import EvalLoader, Splits, StreamEvalLoader, eval_loader, open_source, prepare_image
 from crossdistill.engine import connect, process
 from crossdistill.engine import evaluate as measure
 from crossdistill.errors import InputError
@@ -85,10 +85,10 @@ def evaluate(
 
 def _loader(
     splits: Splits, model: StagedModel, settings: DataSettings, *, batch_size: int, workers: int | None
-) -> EvalLoader:
+) -> EvalLoader | StreamEvalLoader:
     """This process's share of the evaluation split, prepared for the model."""
     rank, world_size = process()
-    return EvalLoader(
+    return eval_loader(
         splits.evaluation,
         {STUDENT_VIEW: model.spec.input},
         batch_size=batch_size,
@@ -96,6 +96,7 @@ def _loader(
         rank=rank,
         world_size=world_size,
         max_corrupt_share=settings.max_corrupt_share,
+        crop_pct=settings.eval_crop_pct,
     )
 
 

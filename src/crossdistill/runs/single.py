@@ -13,6 +13,7 @@ from torch import nn
 
 from crossdistill.analysis import cost
 from crossdistill.contracts import ModelSpec, Teacher
+from crossdistill.data.duplicates import crossing
 from crossdistill.engine import FitResult, Reporter, connect, evaluate, fit, from_all, on_main, reporter
 from crossdistill.export import export_student
 from crossdistill.runs.compose import Parts, compose
@@ -53,6 +54,7 @@ def run_single(
     _note_corrupt(parts)
 
     def conclude() -> Results:
+        _note_crossing(parts)
         rows = [_student_row(parts, final), *_teacher_rows(parts, teacher_top1)]
         metrics = {"top1": final["top1"], "loss": final["loss"]}
         try:
@@ -155,6 +157,13 @@ def _note_corrupt(parts: Parts) -> None:
         first = "; ".join(f"{where} ({reason})" for where, reason in list(corrupt.items())[:3])
         what = "1 unreadable image was" if len(corrupt) == 1 else f"{len(corrupt)} unreadable images were"
         parts.warnings.append(f"{what} left out: {first}{' …' if len(corrupt) > 3 else ''}")
+
+
+def _note_crossing(parts: Parts) -> None:
+    """A warning about images that were trained on and that accuracy is measured on."""
+    warning = crossing(parts.splits.train, parts.splits.evaluation, parts.train_loader.ids)
+    if warning is not None:
+        parts.warnings.append(warning)
 
 
 def _results(parts: Parts, rows: list[Row], *, num_evaluation: int, seconds: float) -> Results:

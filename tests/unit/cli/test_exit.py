@@ -10,7 +10,7 @@ import pytest
 from crossdistill import __version__, cli
 from crossdistill.errors import InputError, Interrupted
 
-COMMANDS = ["", "quickstart", "train", "distill", "evaluate", "predict", "methods", "models"]
+COMMANDS = ["", "quickstart", "train", "distill", "evaluate", "predict", "data", "methods", "models"]
 RECIPES = ["recipes", "recipes ls", "recipes show", "recipes copy", "recipes run"]
 
 

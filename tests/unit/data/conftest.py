@@ -1,5 +1,6 @@
 """Real image files for the tests of this room."""
 
+import gzip
 import io
 from pathlib import Path
 
@@ -54,6 +55,54 @@ def write_parquet():
         return path
 
     return write
+
+
+@pytest.fixture
+def write_idx():
+    """Write IDX files in MNIST's layout: ``write(root, train=(images, labels), packed=True)``."""
+
+    def write(root: Path, *, packed=False, **splits) -> Path:
+        root.mkdir(parents=True, exist_ok=True)
+        for split, (images, labels) in (splits or {"train": arrays(8), "t10k": arrays(4)}).items():
+            for what, array in (("images", np.asarray(images, "u1")), ("labels", np.asarray(labels, "u1"))):
+                name, content = f"{split}-{what}-idx{array.ndim}-ubyte", idx_bytes(array)
+                path = root / (f"{name}.gz" if packed else name)
+                path.write_bytes(gzip.compress(content) if packed else content)
+        return root
+
+    return write
+
+
+@pytest.fixture
+def write_npz():
+    """Write arrays in MedMNIST's layout, with changes: ``write(path, val_labels=...)``; ``None`` leaves one out."""
+
+    def write(path: Path, **changes) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {}
+        for split, count in (("train", 8), ("val", 4), ("test", 6)):
+            whole[f"{split}_images"], labels = arrays(count, seed=count)
+            whole[f"{split}_labels"] = labels[:, None]
+        np.savez(path, **{key: value for key, value in (whole | changes).items() if value is not None})
+        return path
+
+    return write
+
+
+def arrays(count: int, *, seed: int = 0, shape: tuple[int, ...] = (6, 5)) -> tuple[np.ndarray, np.ndarray]:
+    """Random images of that shape, and the labels 0, 1, 0, 1, …"""
+    images = np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+    return images, np.arange(count, dtype=np.uint8) % 2
+
+
+@pytest.fixture
+def make_arrays():
+    return arrays
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """A uint8 array as the content of an IDX file."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
 def png(seed: int, **options) -> bytes:

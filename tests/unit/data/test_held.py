@@ -1,11 +1,13 @@
+import multiprocessing
 import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from crossdistill.data.folder import open_folder
 from crossdistill.data.held import HeldSource, num_workers
+from crossdistill.data.sources.folder import open_folder
+from crossdistill.settings import DataSettings
 
 
 class Counting:
@@ -26,7 +28,7 @@ class Counting:
 def folder(tmp_path, write_tree):
     write_tree(tmp_path / "train", {"a": 5, "b": 5})
     write_tree(tmp_path / "val", {"a": 1, "b": 1})
-    return Counting(open_folder(tmp_path).train)
+    return Counting(open_folder(tmp_path, DataSettings(source="folder:")).train)
 
 
 def test_each_image_is_decoded_once(folder):
@@ -75,7 +77,19 @@ def test_pixels_stay_behind_when_pickled(folder):
     assert torch.equal(pickle.loads(pickle.dumps(held)).read_batch(np.arange(10)).images, images)
 
 
+def test_forked_processes_decode_each_image_once_together(folder):
+    held = HeldSource(folder.source)
+    held.share()
+    process = multiprocessing.get_context("fork").Process(target=held.read_batch, args=(np.array([2, 7]),))
+    process.start()
+    process.join()
+    folder.source.paths = []  # from here on nothing can be decoded
+    assert held.read_batch(np.array([7, 2])).images.shape == (2, 3, 12, 12)
+    assert held.read_batch(np.array([2])).images.any()
+
+
 def test_workers_by_default(folder):
     assert num_workers(HeldSource(folder), None) == 0
+    assert 1 <= num_workers(HeldSource(folder), None, cheap=False) <= 4
     assert 1 <= num_workers(HeldSource(folder, limit_bytes=1), None) <= 4
     assert num_workers(HeldSource(folder), 3) == 3

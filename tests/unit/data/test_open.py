@@ -10,12 +10,15 @@ from crossdistill.settings import DataSettings
     [
         ("digit", "did you mean 'digits'"),
         ("foler:/photos", "did you mean 'folder'"),
-        ("zzz", "known: digits, folder, parquet"),
-        ("hf:cifar100", "not supported yet"),
-        ("wds:shards-{0..9}.tar", "not supported yet"),
-        ("cifar100", "not supported yet"),
-        ("folder:", "add the path"),
-        ("parquet", "add the path"),
+        ("mnits", "did you mean 'mnist'"),
+        ("zzz", r"known: cifar10, cifar100, digits, fashion_mnist, folder, hf, idx.*\(14 in all\)"),
+        ("zzz:x", "digits, folder:PATH, parquet:PATH, idx:PATH, npz:FILE, hf:ID, wds:PATTERN, mnist, fashion_mnist"),
+        ("folder:", "folder:PATH\nwhat to do: add it after the colon"),
+        ("parquet", "parquet:PATH\n"),
+        ("idx", "idx:PATH\n"),
+        ("npz:", "npz:FILE\n"),
+        ("hf:", "hf:ID\n"),
+        ("wds", "wds:PATTERN\n"),
     ],
 )
 def test_unknown_sources(source, message):
@@ -24,7 +27,15 @@ def test_unknown_sources(source, message):
     assert repr(source) in str(caught.value)
 
 
-def test_a_bare_path_is_told_its_word(tmp_path, write_parquet):
+def test_a_bare_path_is_told_its_word(tmp_path, write_parquet, write_npz, write_idx):
+    array, idx = write_npz(tmp_path / "npz" / "set.npz"), write_idx(tmp_path / "idx")
+    (tmp_path / "shard.tar").write_bytes(b"")
+    for word, path in (("npz", array), ("idx", idx), ("wds", tmp_path / "shard.tar")):
+        with pytest.raises(InputError, match=f"did you mean '{word}:{path}'"):
+            open_source(DataSettings(source=str(path)))
+
+
+def test_a_bare_folder_is_told_its_word(tmp_path, write_parquet):
     with pytest.raises(InputError, match=f"did you mean 'folder:{tmp_path}'"):
         open_source(DataSettings(source=str(tmp_path)))
     path = write_parquet(tmp_path / "x.parquet", [0, 1])

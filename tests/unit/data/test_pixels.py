@@ -29,8 +29,8 @@ def test_a_batch_is_cut_as_its_images_one_by_one(interpolation, size, kind):
         boxes[:, :2] = generator.integers(-3, 4, (5, 2))
     if kind == "mixed":
         boxes = np.concatenate([generator.integers(0, 5, (5, 2)), generator.integers(1, 8, (5, 2))], axis=1)
-    together = pixels.cut(images, boxes, size, interpolation)
-    one_by_one = pixels.cut(list(images), boxes, size, interpolation)
+    together = pixels.cut(images, boxes, size, np.full(5, interpolation))
+    one_by_one = pixels.cut(list(images), boxes, size, np.full(5, interpolation))
     assert together.dtype == torch.uint8
     assert together.shape == (5, 3, *size)
     assert torch.equal(together, one_by_one)
@@ -42,22 +42,22 @@ def test_pixels_outside_the_image_are_zero(corners):
     images = noise(len(corners), 2, 7, 9) // 2 + 1
     boxes = np.array([[top, left, 7, 9] for top, left in corners])
     expected = torch.stack([cut_with_zeros(image, box) for image, box in zip(images, boxes.tolist(), strict=True)])
-    assert torch.equal(pixels.cut(images, boxes, (7, 9), "bilinear"), expected)
+    assert torch.equal(pixels.cut(images, boxes, (7, 9), np.full(len(corners), "bilinear")), expected)
 
 
 def test_cut_equals_torchvisions_resized_crop():
     image = noise(3, 40, 50)
-    ours = pixels.cut([image], np.array([[3, 5, 20, 31]]), (24, 24), "bicubic")[0]
+    ours = pixels.cut([image], np.array([[3, 5, 20, 31]]), (24, 24), np.array(["bicubic"]))[0]
     theirs = F.resized_crop(image, 3, 5, 20, 31, [24, 24], F.InterpolationMode.BICUBIC, antialias=True)
     assert torch.equal(ours, theirs)
 
 
 def test_mirror_flips_the_marked_images_only():
     images = noise(3, 1, 4, 5)
-    flipped = pixels.mirror(images, torch.tensor([True, False, True]))
+    flipped = pixels.mirror(images, np.array([True, False, True]))
     assert torch.equal(flipped[1], images[1])
     assert torch.equal(flipped[[0, 2]], F.horizontal_flip(images[[0, 2]]))
-    assert torch.equal(pixels.mirror(images, torch.zeros(3, dtype=torch.bool)), images)
+    assert torch.equal(pixels.mirror(images, np.zeros(3, dtype=bool)), images)
 
 
 @pytest.mark.parametrize("old_size", [(80, 100), (131, 97), (300, 90), (96, 96)])

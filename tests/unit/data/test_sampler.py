@@ -3,8 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossdistill.data.sampler import batches, num_steps, permutation
+from crossdistill.data import sampler
+from crossdistill.data.sampler import class_balanced, num_steps, permutation, shuffled
 from crossdistill.errors import InputError
+
+
+def batches(num_samples, *, seed, epoch, **sizes):
+    """Positions only, of every sample once."""
+    steps = sampler.batches(shuffled(num_samples, seed=seed, epoch=epoch), **sizes)
+    return [[micro[:, 0] for micro in step] for step in steps]
 
 
 @st.composite
@@ -111,3 +118,32 @@ def test_epochs_differ_and_repeat():
 def test_sizes_that_cannot_be_shared_out_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         batches(**{"num_samples": 100, "batch_size": 64, "seed": 0, "epoch": 0} | changes)
+
+
+@given(st.lists(st.integers(-1, 6), min_size=1, max_size=120), st.integers(0, 2**40), st.integers(0, 300))
+def test_balanced_classes_come_equally_often_and_images_of_rare_ones_again(classes, seed, epoch):
+    classes = np.array(classes)
+    order = class_balanced(classes, seed=seed, epoch=epoch)
+    counts = np.array([(classes[order[:, 0]] == one).sum() for one in np.unique(classes)])
+    assert len(order) == len(classes)
+    assert counts.max() - counts.min() <= 1
+    assert len(np.unique(order, axis=0)) == len(order)  # an image that comes again is another occurrence
+    for one, count in zip(np.unique(classes), counts, strict=True):
+        shown = np.bincount(order[classes[order[:, 0]] == one, 0], minlength=len(classes))[classes == one]
+        assert shown.max() - shown.min() <= 1
+        assert shown.sum() == count
+    for position in np.unique(order[:, 0]):
+        occurrences = order[order[:, 0] == position, 1]
+        assert sorted(occurrences) == list(range(len(occurrences)))
+
+
+def test_a_balanced_epoch_is_a_function_of_seed_and_epoch_and_shows_all_of_a_large_class_in_time():
+    classes = np.repeat([0, 1, 2], [90, 9, 1])
+    first, again, second = (class_balanced(classes, seed=1, epoch=epoch) for epoch in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, second)
+    seen = {int(i) for epoch in range(20) for i in class_balanced(classes, seed=1, epoch=epoch)[:, 0]}
+    assert seen == set(range(100))
+    # Neighbours are mixing partners: balanced classes must be mixed among each other, not each with itself.
+    partners = classes[first[:, 0]].reshape(-1, 2)
+    assert 0.4 < (partners[:, 0] != partners[:, 1]).mean() < 0.9

@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from crossdistill.data import boxes
+from crossdistill.data.augmentation import boxes
 from oracles.crops import resized_box
 
 SIZES = hnp.arrays(np.int64, st.tuples(st.integers(1, 5), st.just(2)), elements=st.integers(1, 300))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossdistill.data.row_groups import RowGroups
+from crossdistill.data.sources.row_groups import RowGroups
 from crossdistill.errors import InputError
 
 CELLS = [bytes([row]) * 1000 for row in range(23)]

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdistill.data.decode import EncodedSource
 from crossdistill.data.source import Splits, check_several_classes
-from crossdistill.data.splits import hold_out
+from crossdistill.data.sources.classes import NO_FACTS, Facts
+from crossdistill.data.sources.decode import EncodedSource
+from crossdistill.data.sources.split_names import Chosen, choose_splits, split_name
 from crossdistill.errors import InputError
+from crossdistill.settings import DataSettings
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _LAYOUT = "train/ and val/ (or test/) with one folder a class, or one folder a class directly"
@@ -22,9 +24,16 @@ class FolderSource(EncodedSource):
     """Image files with their classes, in the order of class folder, then path."""
 
     def __init__(
-        self, name: str, paths: Sequence[Path], targets: NDArray[np.int64], class_names: tuple[str, ...]
+        self,
+        name: str,
+        paths: Sequence[Path],
+        targets: NDArray[np.int64],
+        class_names: tuple[str, ...],
+        *,
+        mirror_safe: bool = True,
     ) -> None:
         self.name, self.paths, self.targets, self.class_names = name, paths, targets, class_names
+        self.mirror_safe = mirror_safe
 
     def file(self, index: int) -> Path:
         """The image's path."""
@@ -38,30 +47,42 @@ class FolderSource(EncodedSource):
         return len(self.paths)
 
 
-def open_folder(root: Path) -> Splits:
+def open_folder(root: Path, settings: DataSettings, facts: Facts = NO_FACTS) -> Splits:
     """Find the images below ``root``; test/ is the evaluation split if there is one, else val/, else a fixed 20 %.
 
-    Beside test/, val/ is the validation split.
+    Beside test/, val/ is the validation split. Other splits, such as extra/, are read if a setting names them.
 
     Raises:
-        InputError: no such folder, no class folder, a class without images, splits with different classes.
+        InputError: no such folder or split, no class folder, a class without images, splits with different classes.
     """
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise InputError(f"folder {root}, which {problem}", f"a folder with {_LAYOUT}", "check the path")
-    if not (root / "train").is_dir():
-        return _split(_tree(root))
-    train = _tree(root / "train")
-    names = [split for split in ("test", "val") if (root / split).is_dir()]
-    if not names:
-        return _split(train)
-    others = [_tree(root / name) for name in names]
-    for other in others:
-        _check_same_classes(train, other)
-    return Splits(train, others[0], names[0], validation=others[1] if len(others) > 1 else None)
+    folders = _split_folders(root, settings)
+    if not folders:
+        return Chosen("train").open(lambda split: _tree(root, facts))
+    chosen = choose_splits(folders, settings, f"folder {root}", reported=facts.reported)
+    trees = {chosen.train: _tree(folders[chosen.train], facts)}
+
+    def open_split(split: str) -> FolderSource:
+        if split not in trees:
+            trees[split] = _tree(folders[split], facts)
+            _check_same_classes(trees[chosen.train], trees[split])
+        return trees[split]
+
+    return chosen.open(open_split)
 
 
-def _tree(root: Path) -> FolderSource:
+def _split_folders(root: Path, settings: DataSettings) -> dict[str, Path]:
+    """Folders of splits by name, none if the folders are classes."""
+    folders: dict[str, Path] = {}
+    for folder in sorted(path for path in _visible(root) if path.is_dir()):
+        folders.setdefault(split_name(folder.name), folder)
+    is_split = "train" in folders or settings.train_split is not None or settings.evaluation_split is not None
+    return folders if is_split else {}
+
+
+def _tree(root: Path, facts: Facts) -> FolderSource:
     folders = sorted(_visible(root), key=lambda folder: folder.name)
     class_folders = [folder for folder in folders if folder.is_dir()]
     if not class_folders:
@@ -80,7 +101,7 @@ def _tree(root: Path) -> FolderSource:
         paths += images
         targets += [target] * len(images)
     names = tuple(folder.name for folder in class_folders)
-    source = FolderSource(str(root), paths, np.array(targets, dtype=np.int64), names)
+    source = FolderSource(str(root), paths, np.array(targets, dtype=np.int64), names, mirror_safe=facts.mirror_safe)
     check_several_classes(names, source.targets, f"folder {root}")
     return source
 
@@ -93,6 +114,11 @@ def _images(folder: Path) -> Iterator[Path]:
     for directory, subfolders, files in os.walk(folder, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         yield from (path for name in files if _is_image(path := Path(directory, name)))
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether images lie where those of a class would, directly or below a split."""
+    return any(_is_image(file) for pattern in ("*/*", "*/*/*") for file in root.glob(pattern))
 
 
 def _is_image(path: Path) -> bool:
@@ -116,11 +142,3 @@ def _check_same_classes(train: FolderSource, evaluation: FolderSource) -> None:
         "the same class folders in both splits",
         "rename, add or remove class folders",
     )
-
-
-def _split(source: FolderSource) -> Splits:
-    def part(name: str, ids: NDArray[np.int64]) -> FolderSource:
-        paths = [source.paths[index] for index in ids]
-        return FolderSource(f"{source.name} ({name})", paths, source.targets[ids], source.class_names)
-
-    return hold_out(source.targets, source.class_names, part)

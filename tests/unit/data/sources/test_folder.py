@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 
 from crossdistill.data import open_source
-from crossdistill.data.folder import open_folder
+from crossdistill.data.sources.folder import open_folder
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
+SETTINGS = DataSettings(source="folder:")
 
-def open_at(path):
-    return open_source(DataSettings(source=f"folder:{path}"))
+
+def open_at(path, **settings):
+    return open_source(DataSettings(source=f"folder:{path}", **settings))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_no_validation_split_without_both(tmp_path, write_tree, folders):
 @pytest.mark.parametrize("below", ["", "train"])
 def test_one_tree_is_split_for_good(tmp_path, write_tree, below):
     write_tree(tmp_path / below, {"a": 20, "b": 10})
-    splits = open_folder(tmp_path)
+    splits = open_folder(tmp_path, SETTINGS)
     assert splits.evaluation_name == "val"
     assert np.bincount(splits.train.targets).tolist() == [16, 8]
     assert np.bincount(splits.evaluation.targets).tolist() == [4, 2]
@@ -53,7 +55,9 @@ def test_one_tree_is_split_for_good(tmp_path, write_tree, below):
     assert {
         source.describe(i) for source in (splits.train, splits.evaluation) for i in range(len(source))
     } == everything
-    assert [splits.train.describe(i) for i in range(24)] == [open_folder(tmp_path).train.describe(i) for i in range(24)]
+    assert [splits.train.describe(i) for i in range(24)] == [
+        open_folder(tmp_path, SETTINGS).train.describe(i) for i in range(24)
+    ]
 
 
 def test_images_are_read_in_the_order_of_their_paths(tmp_path, write_tree, make_picture):
@@ -136,3 +140,30 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path, write_tree):
     write_tree(tmp_path, {"a": 5, "rare": 1})
     with pytest.raises(InputError, match="class 'rare' with 1 image"):
         open_at(tmp_path)
+
+
+def test_splits_by_settings(tmp_path, write_tree):
+    for number, folder in enumerate(["train", "val", "test", "extra"]):
+        write_tree(tmp_path / folder, {"cat": 2, "dog": 1 + number}, first_seed=10 * number)
+    splits = open_at(tmp_path, train_split="extra", evaluation_split="validation")
+    assert (len(splits.train.targets), len(splits.evaluation.targets)) == (6, 4)
+    assert (splits.evaluation_name, splits.validation) == ("val", None)
+    assert len(open_at(tmp_path, evaluation_split="extra").validation.targets) == 4
+    with pytest.raises(InputError, match="extra, test, train, val"):
+        open_at(tmp_path, train_split="more")
+
+
+def test_a_split_that_is_not_used_is_not_read(tmp_path, write_tree):
+    for folder in ("train", "test"):
+        write_tree(tmp_path / folder, {"cat": 2, "dog": 2})
+    (tmp_path / "unlabelled").mkdir()
+    assert open_at(tmp_path).evaluation_name == "test"
+    with pytest.raises(InputError, match="unlabelled, which holds nothing"):
+        open_at(tmp_path, train_split="unlabelled")
+
+
+def test_other_words_for_splits(tmp_path, write_tree):
+    for folder in ("training", "testing", "validation"):
+        write_tree(tmp_path / folder, {"cat": 2, "dog": 2})
+    splits = open_at(tmp_path)
+    assert (splits.evaluation_name, len(splits.validation.targets)) == ("test", 4)

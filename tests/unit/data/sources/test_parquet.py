@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crossdistill.data import CorruptImage, open_source
-from crossdistill.data.parquet import open_parquet
+from crossdistill.data.sources.parquet import open_parquet
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
@@ -90,7 +90,7 @@ def test_the_shape_is_learnt_from_the_first_and_the_last_row_group(tmp_path, wri
     monkeypatch.setattr(
         pq.ParquetFile, "read_row_group", lambda self, i, **kwargs: read.append(i) or read_row_group(self, i, **kwargs)
     )
-    train = open_parquet(tmp_path, image_column="image", label_column="label").train
+    train = open_parquet(str(tmp_path), DataSettings(source="parquet:")).train
     assert (train.image_size, train.num_channels) == ((4, 4), 3)
     assert read == [0, 1]
     assert train.read(5).shape == (3, 9, 9)
@@ -99,7 +99,7 @@ def test_the_shape_is_learnt_from_the_first_and_the_last_row_group(tmp_path, wri
 def test_one_file_is_split_for_good(tmp_path, write_parquet, make_picture):
     file = write_parquet(tmp_path / "everything.parquet", ["cat", "dog"] * 10)
     for path in (file, tmp_path):
-        splits = open_parquet(path, image_column="image", label_column="label")
+        splits = open_parquet(str(path), DataSettings(source="parquet:"))
         assert splits.class_names == ("cat", "dog")
         assert np.bincount(splits.train.targets).tolist() == [8, 8]
         assert np.bincount(splits.evaluation.targets).tolist() == [2, 2]
@@ -143,7 +143,7 @@ def test_other_columns(tmp_path, write_parquet):
 
 def test_encoded_images_stay_behind_when_pickled(tmp_path, write_parquet):
     path = write_parquet(tmp_path / "x.parquet", [0, 1] * 4)
-    train = open_parquet(path, image_column="image", label_column="label").train
+    train = open_parquet(str(path), DataSettings(source="parquet:")).train
     size = len(pickle.dumps(train))
     expected = train.read(3)
     assert len(pickle.dumps(train)) == size
@@ -208,3 +208,109 @@ def test_files_that_cannot_be_read(tmp_path, write_parquet):
     (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"a\.parquet"):
         open_at(tmp_path / "a.parquet")
+
+
+def test_a_pattern_takes_one_set_of_several(tmp_path, write_parquet):
+    for name in ("raw", "clahe"):
+        for split, labels in (("train", [0, 1, 2]), ("val", [1]), ("test", [2, 0])):
+            write_parquet(tmp_path / f"{name}-{split}-00000-of-00001.parquet", labels)
+    splits = open_at(tmp_path / "raw-*.parquet")
+    assert [len(one.targets) for one in (splits.train, splits.evaluation, splits.validation)] == [3, 2, 1]
+    assert splits.train.describe(0) == f"{tmp_path / 'raw-train-00000-of-00001.parquet'}, row 0"
+    with pytest.raises(InputError, match=r"(?s)several sets.*clahe-\*, raw-\*.*'parquet:.*/raw-\*\.parquet'"):
+        open_at(tmp_path)
+    with pytest.raises(InputError, match="fits no file"):
+        open_at(tmp_path / "grey-*.parquet")
+
+
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path, write_parquet):
+    path = write_parquet(tmp_path / "set[1]" / "train-0.parquet", [0, 1] * 5)
+    for given in (path, path.parent):
+        assert len(open_at(given).train.targets) == 8
+
+
+def test_splits_by_settings_and_by_folder(tmp_path, write_parquet):
+    for split, count in (("train", 4), ("test", 6), ("extra", 8)):
+        write_parquet(tmp_path / split / "0000.parquet", [0, 1] * (count // 2))
+    assert [len(one.targets) for one in (open_at(tmp_path).train, open_at(tmp_path).evaluation)] == [4, 6]
+    splits = open_at(tmp_path, train_split="extra", evaluation_split="train")
+    assert (len(splits.train.targets), len(splits.evaluation.targets), splits.evaluation_name) == (8, 4, "train")
+    with pytest.raises(InputError, match="extra, test, train"):
+        open_at(tmp_path, evaluation_split="val")
+
+
+def test_a_split_that_is_not_used_is_not_read(tmp_path, write_parquet):
+    for split, labels in (("train", [0, 1]), ("val", [1, 0]), ("test", [-1, -1])):
+        write_parquet(tmp_path / f"{split}-0.parquet", labels)
+    assert open_at(tmp_path, evaluation_split="val").evaluation_name == "val"
+    with pytest.raises(InputError, match="-1"):
+        open_at(tmp_path)
+
+
+def test_one_set_without_a_split_in_its_name_may_have_several_files(tmp_path, write_parquet):
+    for number in range(2):
+        write_parquet(tmp_path / f"part-{number}.parquet", [0, 1] * 5)
+    assert len(open_at(tmp_path).train.targets) == 16
+
+
+@pytest.mark.parametrize(
+    ("columns", "image_column", "label_column"),
+    [
+        (["img", "fine_label", "coarse_label"], "img", "fine_label"),
+        (["label", "img", "image", "fine_label"], "image", "label"),
+        (["jpg", "class"], "jpg", "class"),
+    ],
+)
+def test_usual_columns_are_found(tmp_path, write_parquet, columns, image_column, label_column):
+    path = write_parquet(tmp_path / "x.parquet", [0, 1] * 5)
+    whole = pq.read_table(path)
+    cells = {"image": whole["image"], "label": whole["label"], "other": pa.array([0] * 10)}
+    kinds = {image_column: "image", label_column: "label"}
+    pq.write_table(pa.table({name: cells[kinds.get(name, "other")] for name in columns}), path)
+    train = open_at(path).train
+    assert train.class_names == ("0", "1")
+    assert train.read(0).shape == (3, 12, 12)
+
+
+@pytest.mark.parametrize("rename", [{"image": "photo"}, {"label": "klass"}])
+def test_columns_without_a_usual_name_must_be_named(tmp_path, write_parquet, rename):
+    path = write_parquet(tmp_path / "x.parquet", [0, 1] * 5)
+    whole = pq.read_table(path)
+    pq.write_table(whole.rename_columns([rename.get(name, name) for name in whole.column_names]), path)
+    ((key, column),) = rename.items()
+    with pytest.raises(InputError, match=rf"(?s)column '{key}'.*its columns: .*{column}.*set data\.{key}_column"):
+        open_at(path)
+    assert len(open_at(path, **{f"{key}_column": column}).train.targets) == 8
+
+
+def test_splits_whose_numbers_stand_for_other_classes(tmp_path, write_parquet):
+    for split, names in (("train", ["ape", "zebra"]), ("test", ["zebra", "ape"])):
+        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        path = write_parquet(tmp_path / f"{split}-0.parquet", [1, 0])
+        pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+    with pytest.raises(InputError, match=r"test-0\.parquet: 'zebra' as class 0, but 'ape' in the training files"):
+        open_at(tmp_path)
+
+
+def test_a_shard_that_breaks_off(tmp_path, write_parquet):
+    for number in range(2):
+        path = write_parquet(tmp_path / f"train-{number}.parquet", [0, 1])
+    write_parquet(tmp_path / "test-0.parquet", [0, 1])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"train-1\.parquet.*(?s:.*)a complete parquet file"):
+        open_at(tmp_path)
+
+
+def test_a_shard_that_lacks_the_column(tmp_path, write_parquet):
+    write_parquet(tmp_path / "train-0.parquet", [0, 1])
+    path = write_parquet(tmp_path / "test-0.parquet", [0, 1])
+    pq.write_table(pq.read_table(path).rename_columns(["image", "grade"]), path)
+    with pytest.raises(InputError, match=r"column 'label', which .*test-0\.parquet does not have(?s:.*)image, grade"):
+        open_at(tmp_path)
+
+
+def test_no_rows(tmp_path, write_parquet):
+    for split, labels in (("train", [0, 1]), ("test", [])):
+        write_parquet(tmp_path / f"{split}-0.parquet", pa.array(labels, pa.int64()))
+    with pytest.raises(InputError, match=r"test.*holds no image"):
+        open_at(tmp_path)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from crossdistill.data import augment, open_source, resolve_augment
-from crossdistill.data.augment import EvalTransform, TrainTransform, draw_boxes
+from crossdistill.data import open_source, resolve_augment
+from crossdistill.data.augmentation import transform as augment
+from crossdistill.data.augmentation.transform import EvalTransform, TrainTransform, draw_boxes
 from crossdistill.data.philox import uniform
 from crossdistill.data.pixels import cut
 from crossdistill.settings import AugmentSettings, DataSettings

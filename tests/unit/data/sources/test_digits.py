@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from crossdistill.data import open_source
+from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
 DIGITS = DataSettings(source="digits")
@@ -30,3 +32,10 @@ def test_facts():
     assert train.read(3).dtype == torch.uint8
     assert train.read(3).shape == (1, 8, 8)
     assert train.describe(3) == "digits train, image 3"
+
+
+def test_splits_by_settings():
+    turned = open_source(DataSettings(source="digits", train_split="test", evaluation_split="train"))
+    assert (len(turned.train.targets), len(turned.evaluation.targets), turned.evaluation_name) == (360, 1437, "train")
+    with pytest.raises(InputError, match="test, train"):
+        open_source(DataSettings(source="digits", evaluation_split="val"))

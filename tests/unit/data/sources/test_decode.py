@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossdistill.data.decode import decode, shape_of
 from crossdistill.data.source import CorruptImage
+from crossdistill.data.sources.decode import decode, shape_of
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tiff", "ppm", "jpg"])

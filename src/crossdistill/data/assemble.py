@@ -1,0 +1,136 @@
+"""From images that were read to a batch: transform, targets, and for training mixtures of neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crossdistill.contracts import Batch, InputSpec
+from crossdistill.data.augmentation.mix import Mixing, draw_mixing, mix_targets, mix_views, mixes
+from crossdistill.data.augmentation.transform import Cuts, Draws, EvalTransform, TrainTransform
+from crossdistill.data.held import Images, Reading
+from crossdistill.data.pixels import match_channels
+from crossdistill.data.source import TINY_SIDE
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A training batch whose pixels are still to be changed: whole images of one size, or what was cut out of each."""
+
+    images: Tensor | Cuts
+    target: Ids
+    sample_id: Ids
+    epoch: int
+    draws: Draws
+    mixing: Mixing | None
+
+    def to(self, device: torch.device) -> Started:
+        """The same on another device."""
+        if isinstance(self.images, Tensor):
+            return replace(self, images=self.images.to(device, non_blocking=True))
+        return replace(self, images={shape: cut.to(device, non_blocking=True) for shape, cut in self.images.items()})
+
+
+class Targets(Protocol):
+    """Classes by id: an array over the whole source, or what is known of the samples of a stream."""
+
+    def __getitem__(self, ids: Ids, /) -> Ids: ...
+
+
+class Assembly(Protocol):
+    """Makes batches of what was read; ``cheap`` where that costs little beside decoding the images."""
+
+    @property
+    def cheap(self) -> bool: ...
+
+    def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Batch | Started:
+        """A batch of the images that could be read.
+
+        Args:
+            samples: what was asked for ``(B, 2)``: id and occurrence.
+            where: names the image of an id, for messages.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvalAssembly:
+    """Batches that accuracy is measured on."""
+
+    transform: EvalTransform
+    targets: Targets
+
+    @property
+    def cheap(self) -> bool:
+        """Whether images only become small."""
+        return _small(self.transform.views)
+
+    def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Batch:
+        """Nothing random, and classes as targets."""
+        ids = samples[reading.positions, 0]
+        images = _matched(reading, ids, self.transform, where)
+        return _batch(self.transform(images, ids, epoch), self.targets[ids], ids, epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainAssembly:
+    """Batches to train on; ``on_device`` leaves pixels to :meth:`finish`, in the process that asked."""
+
+    transform: TrainTransform
+    targets: Targets
+    num_classes: int
+    on_device: bool = False
+
+    @property
+    def cheap(self) -> bool:
+        """Whether little is done to pixels here, or only to small images."""
+        settings = self.transform.settings
+        changed = settings.rand_augment is not None or settings.color_jitter > 0
+        return self.on_device or (_small(self.transform.views) and not changed)
+
+    def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Batch | Started:
+        """Draw all parameters; change pixels, or only cut what cannot travel as one tensor."""
+        kept = samples[reading.positions]
+        images = _matched(reading, kept[:, 0], self.transform, where)
+        draws = self.transform.draw(kept[:, 0], epoch, kept[:, 1])
+        settings, mixing = self.transform.settings, None
+        if mixes(settings):
+            mixing = draw_mixing(settings, self.transform.seed, epoch, samples, reading.positions)
+        whole = images if isinstance(images, Tensor) else self.transform.cut(images, draws)
+        started = Started(whole, self.targets[kept[:, 0]], kept[:, 0], epoch, draws, mixing)
+        return started if self.on_device else self.finish(started)
+
+    def finish(self, started: Started) -> Batch:
+        """Change the pixels, wherever they lie, and mix neighbours; with these, targets are class probabilities."""
+        images, mixing = started.images, started.mixing
+        cuts = self.transform.cut(images, started.draws) if isinstance(images, Tensor) else images
+        views = self.transform.render(cuts, started.draws)
+        batch = _batch(views, started.target, started.sample_id, started.epoch)
+        if mixing is None:
+            return batch
+        mix_views(views, mixing)
+        first = next(iter(views.values()))
+        size = first.shape[-2], first.shape[-1]
+        return replace(batch, target=mix_targets(batch.target, mixing, size, self.num_classes))
+
+
+def _small(views: Mapping[str, InputSpec]) -> bool:
+    return max(max(spec.image_size) for spec in views.values()) <= TINY_SIDE
+
+
+def _matched(
+    reading: Reading, ids: Ids, transform: TrainTransform | EvalTransform, where: Callable[[int], str]
+) -> Images:
+    return match_channels(reading.images, transform.views.values(), lambda position: where(int(ids[position])))
+
+
+def _batch(views: dict[str, Tensor], targets: Ids, ids: Ids, epoch: int) -> Batch:
+    return Batch(views, torch.from_numpy(targets), torch.from_numpy(ids), epoch)
