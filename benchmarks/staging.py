@@ -213,14 +213,14 @@ def _compared(
     return {key: None if value is None else float(f"{value:.4g}") for key, value in values.items()}
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows; those of other networks, devices and numbers of threads that the file holds are kept."""
-    text = [{column: "" if row.get(column) is None else str(row[column]) for column in COLUMNS} for row in rows]
-    marks = {tuple(row[key] for key in SAME) for row in text}
+def write(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS, same: Sequence[str] = SAME) -> None:
+    """Write the rows; those of the file that differ from all of these in one of the columns ``same`` are kept."""
+    text = [{column: "" if row.get(column) is None else str(row[column]) for column in columns} for row in rows]
+    marks = {tuple(row[key] for key in same) for row in text}
     before = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
-    kept = [row for row in before if tuple(row[key] for key in SAME) not in marks]
+    kept = [row for row in before if tuple(row[key] for key in same) not in marks]
     content = io.StringIO()
-    writer = csv.DictWriter(content, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(content, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows([*kept, *text])
     with writing(path.parent):
