@@ -193,3 +193,32 @@ def test_choices_left_open_are_recorded():
     assert parts.settings.data.augment.crop == "pad"
     assert parts.settings.data.augment.flip == 0.0
     assert parts.settings.student.image_size == parts.student.spec.input.image_size[0]
+
+
+def test_balanced_sampling_needs_labels():
+    with pytest.raises(InputError, match=r"class_balanced with 1337 unlabelled"):
+        parts_of("kd", "data.sampling=class_balanced", "data.labels_per_class=10")
+    parts = parts_of("kd", "data.sampling=class_balanced", "data.limit_train=95", "train.batch_size=95")
+    batch = next(iter(parts.train_loader.epoch(0)))[0]
+    counts = np.bincount(batch.target.numpy(), minlength=10)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_teacher_and_student_see_the_same_mixture_where_it_is_made_changes_nothing():
+    mixed = ("data.augment.mixup=0.8", "data.augment.cutmix=1.0", "data.augment.rand_augment=rand-m9-mstd0.5-inc1")
+    here, there = (parts_of("ofa", *mixed, f"data.augment_on={where}", "device=cpu") for where in ("cpu", "device"))
+    first, second = (next(iter(parts.train_loader.epoch(0)))[0] for parts in (here, there))
+    assert first.images["student"] is first.images["teacher0"]
+    assert torch.equal(first.images["student"], second.images["student"])
+    assert torch.equal(first.target, second.target)
+    assert first.target.shape == (len(first), 10)
+
+
+def test_evaluation_shows_as_much_as_is_asked_for(tmp_path):
+    image_folder.make(tmp_path, ["dark", "light"])
+    data = [f"data.source=folder:{tmp_path}"]
+    whole, centre = (
+        next(iter(parts_of("kd", *data, *more).test_loader)).images["student"]
+        for more in ((), ("data.eval_crop_pct=0.5",))
+    )
+    assert not torch.equal(whole, centre)
