@@ -16,6 +16,13 @@ pytestmark = [
 STUDENT = {"name": "timm/test_resnet", "image_size": 32}
 
 
+SPEED = {
+    "channels_last": ["train.channels_last=true"],
+    "compiled": ["train.compile_student=true", "train.compile_teacher=true"],
+    "both": ["train.channels_last=true", "train.compile_student=true", "train.compile_teacher=true"],
+}
+
+
 def plan(*overrides, method="none", teacher=None):
     tree = {
         "student": STUDENT,
@@ -50,16 +57,31 @@ def test_every_method_trains_in_every_precision(teacher, method, precision, tmp_
     assert results["rows"][0]["top1_mean"] > 0.5
 
 
-def test_a_resumed_run_is_the_undisturbed_one(teacher, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("kind", SPEED)
+def test_memory_format_and_compilation_train_as_well(teacher, kind, precision, tmp_path):
+    plan_ = plan(f"train.precision={precision}", *SPEED[kind], method="ofa", teacher=teacher)
+    results = execute(plan_, tmp_path / "run", quiet=True)
+    assert results["rows"][0]["top1_mean"] > 0.5
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["train.precision=bf16"], ["train.precision=fp16"], *SPEED.values(), ["train.parallel=fsdp"]],
+    ids=lambda overrides: " ".join(overrides) or "fp32",
+)
+def test_a_resumed_run_is_the_undisturbed_one(teacher, overrides, tmp_path):
+    """Also on one process that was asked for shards."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    execute(plan(method="ofa", teacher=teacher), whole, quiet=True)
-    execute(plan(method="ofa", teacher=teacher), parts, quiet=True)
+    overrides = [*overrides, "train.ema_decay=0.9", "train.clip_grad=5"]
+    execute(plan(*overrides, method="ofa", teacher=teacher), whole, quiet=True)
+    execute(plan(*overrides, method="ofa", teacher=teacher), parts, quiet=True)
     newest = max((parts / "checkpoints").iterdir())
     for path in newest.iterdir():
         path.unlink()
     newest.rmdir()
     (parts / "results.json").unlink()
-    execute(plan(method="ofa", teacher=teacher), parts, resume=True, quiet=True)
+    execute(plan(*overrides, method="ofa", teacher=teacher), parts, resume=True, quiet=True)
     assert weights(whole) == weights(parts)
 
 

@@ -123,14 +123,34 @@ def test_what_breaks_on_one_process_ends_both(teacher, tmp_path):
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-@pytest.mark.parametrize("pair", ["kd"], indirect=True)
-def test_two_processes_resume_what_two_processes_left(pair, teacher, tmp_path):
-    """As after a kill in the last epoch; the log then has every step once."""
-    method, _, two, _ = pair
-    out = shutil.copytree(two, tmp_path / "run")
+def left_in_the_last_epoch(run, copy):
+    """A copy of a run as after a kill."""
+    out = shutil.copytree(run, copy)
     (out / "results.json").unlink()
     shutil.rmtree(out / "student")
     shutil.rmtree(max((out / "checkpoints").iterdir()))
+    return out
+
+
+@pytest.mark.parametrize("pair", ["kd"], indirect=True)
+def test_shards_asked_for_by_accelerates_launcher_go_on_where_whole_copies_stopped(pair, teacher, tmp_path):
+    method, one, two, _ = pair
+    out = left_in_the_last_epoch(two, tmp_path / "run")
+    done = launch.run(*arguments(teacher, method, out, "--resume"), num_processes=2, by=launch.ACCELERATE_FSDP)
+    assert done.returncode == 0, done.stderr
+    assert "resumed elsewhere (parallel ddp -> fsdp)" in done.stderr
+    expected, found = (load_file(folder / "student" / "model.safetensors") for folder in (one, out))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+    assert set(files(out)) == set(files(two))
+
+
+@pytest.mark.parametrize("pair", ["kd"], indirect=True)
+def test_two_processes_resume_what_two_processes_left(pair, teacher, tmp_path):
+    """The log then has every step once."""
+    method, _, two, _ = pair
+    out = left_in_the_last_epoch(two, tmp_path / "run")
     done = launch.run(*arguments(teacher, method, out, "--resume"), num_processes=2)
     assert done.returncode == 0, done.stderr
     assert launch.outcome(out) == launch.outcome(two)

@@ -68,15 +68,20 @@ def ofa(student_logits, teacher_logits, labels, *, gamma, temperature, form):
     return losses
 
 
-def cross_entropy(logits, labels, *, label_smoothing):
-    """Mean over labelled samples of -sum_c target_c log p_c, with the smoothed one-hot as target."""
+def cross_entropy(logits, targets, *, label_smoothing, class_weights=None):
+    """Mean over labelled samples of -sum_c w_c target_c log p_c, the target smoothed over the classes.
+
+    A target is a class, -1 for none, or a list of class probabilities, all zero for none.
+    """
     losses = []
-    for row, label in zip(logits, labels, strict=True):
-        if label == -1:
+    for row, target in zip(logits, targets, strict=True):
+        classes = range(len(row))
+        given = target if isinstance(target, list) else [float(c == target) for c in classes]
+        if not any(given):
             continue
-        spread = label_smoothing / len(row)
-        target = [spread + (1 - label_smoothing) * (c == label) for c in range(len(row))]
-        losses.append(-sum(t * math.log(p) for t, p in zip(target, softmax(row), strict=True)))
+        weights = class_weights or [1.0 for _ in classes]
+        smoothed = [label_smoothing / len(row) + (1 - label_smoothing) * share for share in given]
+        losses.append(-sum(w * t * math.log(p) for w, t, p in zip(weights, smoothed, softmax(row), strict=True)))
     return sum(losses) / len(losses)
 
 

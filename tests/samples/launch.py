@@ -14,6 +14,7 @@ import crossdistill
 
 HERE = Path(__file__).resolve().parent
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+ACCELERATE_FSDP = ("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes")
 
 
 def train_teacher(folder: Path) -> Path:
@@ -25,9 +26,11 @@ def train_teacher(folder: Path) -> Path:
     return folder
 
 
-def start(*arguments: object, num_processes: int = 1, script: Path | None = None) -> subprocess.Popen[str]:
+def start(
+    *arguments: object, num_processes: int = 1, script: Path | None = None, by: tuple[str, ...] = TORCHRUN
+) -> subprocess.Popen[str]:
     """``crossdistill ARGUMENTS``, one thread a process, or a script that calls it."""
-    launcher = [*TORCHRUN, str(num_processes)] if num_processes > 1 else []
+    launcher = [*by, str(num_processes)] if num_processes > 1 else []
     program = [str(script)] if script else ["-m", "crossdistill"]
     return subprocess.Popen(
         [sys.executable, *launcher, *program, *map(str, arguments)],

@@ -19,6 +19,12 @@ RUNS = {
     "accumulated": (Match, {"micro_batch": 4, "unlabelled": 3}, {"ema_decay": 0.5, "clip_grad": 1.0}),
     "relate": (Relate, {}, {}),
     "relate-uneven": (Relate, {"batch_size": 15}, {}),
+    "soft": (
+        Match,
+        {"soft": True, "micro_batch": 5, "unlabelled": 3},
+        {"label_smoothing": 0.1, "class_weights": "balanced"},
+    ),
+    "relate-soft": (Relate, {"soft": True, "unlabelled": 4}, {"class_weights": (0.5, 3.0, 1.0, 2.0)}),
 }
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.contracts import Batch, InputSpec, Method, ModelSpec, Outputs
+from crossdistill.engine.progress import Quiet
 from crossdistill.settings import TrainSettings
 
 NUM_CLASSES = 4
@@ -77,7 +82,10 @@ class Relate(Match):
 
 
 class TensorLoader:
-    """Shuffled, unaugmented batches of a data set that a linear rule labels; every ``unlabelled``-th has no label."""
+    """Shuffled, unaugmented batches of a data set that a linear rule labels; every ``unlabelled``-th has no label.
+
+    Where ``soft``, each target ``(B, K)`` is the mean of two labels, or all zero where one of the two is missing.
+    """
 
     def __init__(
         self,
@@ -86,6 +94,7 @@ class TensorLoader:
         batch_size: int = 16,
         micro_batch: int | None = None,
         unlabelled: int | None = None,
+        soft: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -95,6 +104,7 @@ class TensorLoader:
         self.target = (self.images.flatten(1) @ rule).argmax(1)
         if unlabelled:
             self.target[::unlabelled] = -1
+        self.soft = soft
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.rank, self.world_size = rank, world_size
         self.corrupt: dict[str, str] = {}
@@ -103,20 +113,52 @@ class TensorLoader:
     def steps_per_epoch(self) -> int:
         return len(self.images) // self.batch_size
 
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        return np.bincount(self.target[self.target >= 0].numpy(), minlength=NUM_CLASSES)
+
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[list[Batch]]:
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(100 + epoch))
         for step in range(start_step, self.steps_per_epoch):
             ids = order[step * self.batch_size : (step + 1) * self.batch_size].tensor_split(self.world_size)[self.rank]
-            yield [self._batch(part, epoch) for part in ids.split(self.micro_batch or len(ids))]
+            yield [self._mixed(self._batch(part, epoch)) for part in ids.split(self.micro_batch or len(ids))]
 
     def _batch(self, ids: Tensor, epoch: int) -> Batch:
         images = self.images[ids]
         return Batch({"student": images, "teacher0": images}, self.target[ids], ids, epoch)
 
+    def _mixed(self, batch: Batch) -> Batch:
+        if not self.soft:
+            return batch
+        labels = torch.stack([batch.target, self.target[(batch.sample_id + 1) % len(self.target)]])
+        both = (labels >= 0).all(dim=0)[:, None]
+        return replace(batch, target=F.one_hot(labels.clamp(min=0), NUM_CLASSES).float().mean(dim=0) * both)
+
     def evaluation(self) -> list[Batch]:
         """All images in order, in batches of 20, this process's share of them."""
         ids = torch.arange(len(self.images)).tensor_split(self.world_size)[self.rank]
         return [self._batch(part, 0) for part in ids.split(20)]
+
+
+class Pictures(TensorLoader):
+    """Three channels of noise under a coloured tint that tells the class, 32 pixels wide, for networks of timm."""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__(**{"num_samples": 24, "batch_size": 8, **changes})
+        generator = torch.Generator().manual_seed(1)
+        tint = torch.randn(NUM_CLASSES, 3, 1, 1, generator=generator)
+        self.images = torch.randn(len(self.target), 3, 32, 32, generator=generator) + tint[self.target.clamp(min=0)]
+
+
+class Stop(Quiet):
+    """Asks for a stop after a step."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+        self.step, self.number = step, number
+
+    def stepped(self, step: int) -> None:
+        if step == self.step:
+            signal.raise_signal(self.number)
 
 
 def settings(**changes: object) -> TrainSettings:

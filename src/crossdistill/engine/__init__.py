@@ -1,5 +1,6 @@
 """The loop that trains every student, and what it stands on: devices, checkpoints, progress, logs."""
 
+from crossdistill.engine.class_weights import weights_for
 from crossdistill.engine.devices import connect, process
 from crossdistill.engine.evaluate import evaluate
 from crossdistill.engine.loop import fit
@@ -21,4 +22,5 @@ __all__ = [
     "process",
     "reporter",
     "total_steps",
+    "weights_for",
 ]

@@ -28,7 +28,12 @@ SCHEMA = 1
 KEEP = 2
 """How many of the newest checkpoints stay on disk."""
 
-MAY_CHANGE = frozenset({"device", "precision", "device_batch_size", "workers", "log_every", "checkpoint_every"})
+MAY_CHANGE = frozenset(
+    {
+        *("device", "precision", "device_batch_size", "workers", "log_every", "checkpoint_every"),
+        *("channels_last", "compile_student", "compile_teacher", "parallel"),
+    }
+)
 """Last words of settings that say where and how fast a run is computed, not what; a resume may change them."""
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -11,8 +13,10 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 
 from crossdistill.errors import InputError, nearest
+from crossdistill.settings import TrainSettings
 
 _DEVICES = ("auto", "cpu", "cuda")
+_USE_FSDP = "ACCELERATE_USE_FSDP"
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -50,22 +54,57 @@ def connect(device: str = "auto", precision: str = "fp32") -> Accelerator:
     mixed_precision = "no" if precision == "fp32" else precision
     _forget_other_state(use_cpu, mixed_precision)
     was_in_group = in_group()
-    accelerator = Accelerator(
-        cpu=use_cpu,
-        mixed_precision=mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        # Which parameters a step uses depends on the method and on its weights, so it must be found out.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    with _own_sharding():
+        accelerator = Accelerator(
+            cpu=use_cpu,
+            mixed_precision=mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # Which parameters a step uses depends on the method and on its weights, so it must be found out.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
     if in_group() and not was_in_group:
         atexit.register(_leave_group)
     if accelerator.distributed_type not in _SUPPORTED:
         raise InputError(
             f"a launch of type {accelerator.distributed_type.value}",
-            "one process, or several on CPU or GPU with the whole model on each",
-            "launch with `torchrun` or `accelerate launch --multi_gpu`",
+            "one process, or several on CPU or GPU, with DDP or FSDP2",
+            "launch with `torchrun`, `accelerate launch --multi_gpu` or `--use_fsdp --fsdp_version 2`",
         )
     return accelerator
+
+
+def shards_wanted(settings: TrainSettings, accelerator: Accelerator) -> bool:
+    """Whether weights are to be sharded: several processes, and the settings or `accelerate launch` ask for it."""
+    return accelerator.num_processes > 1 and (settings.parallel == "fsdp" or _launched_with_fsdp())
+
+
+def _launched_with_fsdp() -> bool:
+    return os.environ.get(_USE_FSDP, "").lower() in ("true", "1")
+
+
+@contextmanager
+def _own_sharding() -> Iterator[None]:
+    """Hide from accelerate that its launcher asked for FSDP, which this package does by itself.
+
+    Raises:
+        InputError: the launcher asked for FSDP1, or for offloading to the CPU.
+    """
+    asked = os.environ.get(_USE_FSDP)
+    if _launched_with_fsdp():
+        version = os.environ.get("FSDP_VERSION", "1")
+        offloads = os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"
+        if version != "2" or offloads:
+            raise InputError(
+                f"a launch with FSDP of version {version}{', offloading to the CPU' if offloads else ''}",
+                "FSDP of version 2, without offloading",
+                "launch with `accelerate launch --use_fsdp --fsdp_version 2`, or `torchrun` and train.parallel=fsdp",
+            )
+        del os.environ[_USE_FSDP]
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[_USE_FSDP] = asked
 
 
 def _leave_group() -> None:

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed import nn as collectives
 
-from crossdistill.contracts import UNLABELLED, Batch, Outputs
+from crossdistill.contracts import Batch, Outputs
 from crossdistill.errors import InputError
+from crossdistill.losses.cross_entropy import is_labelled
 
 
 def loss_weights(batches: Sequence[Batch], accelerator: Accelerator, *, gathered: bool = False) -> Tensor:
@@ -43,8 +44,7 @@ def loss_weights(batches: Sequence[Batch], accelerator: Accelerator, *, gathered
 
 
 def _counts(target: Tensor) -> Tensor:
-    labelled: Tensor = torch.ones(len(target), device=target.device) if target.ndim == 2 else target != UNLABELLED
-    num_labelled = labelled.sum(dtype=torch.float32)
+    num_labelled = is_labelled(target).sum(dtype=torch.float32)
     return torch.stack([torch.full_like(num_labelled, len(target)), num_labelled])
 
 

@@ -26,6 +26,7 @@ def evaluate(
     accelerator: Accelerator,
     view: str = "student",
     max_batches: int | None = None,
+    channels_last: bool = False,
 ) -> dict[str, Any]:
     """Accuracy and cross-entropy of a model or a teacher, counted sample by sample and added over processes.
 
@@ -36,6 +37,7 @@ def evaluate(
         accelerator: of :func:`~crossdistill.engine.devices.connect`; gives device, precision and the other processes.
         view: which images the model sees (a teacher knows its own).
         max_batches: stop after so many, for a trial run.
+        channels_last: how the images lie in memory.
 
     Returns:
         ``top1`` (and ``top5`` with more than five classes) as shares between 0 and 1, mean ``loss`` in nats,
@@ -49,7 +51,7 @@ def evaluate(
     counts: _Counts | None = None
     with _eval_mode(model):
         for batch in islice(loader, max_batches):
-            moved = batch.to(accelerator.device)
+            moved = batch.to(accelerator.device, channels_last=channels_last)
             with accelerator.autocast():
                 logits = _logits(model, moved, view)
             counts = counts or _Counts(logits.shape[1], accelerator.device)

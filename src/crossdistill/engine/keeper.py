@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crossdistill.contracts import Teacher
+from torch import nn
+
+from crossdistill.contracts import Method, Teacher
 from crossdistill.engine import checkpoint
-from crossdistill.engine.learner import Learner
 from crossdistill.engine.record import Record
 from crossdistill.engine.together import on_main
 from crossdistill.errors import InputError
@@ -19,13 +20,18 @@ FOLDER = "checkpoints"
 
 
 def identity(
-    learner: Learner, teacher: Teacher | None, settings: TrainSettings, seed: int, steps_per_epoch: int
+    student: nn.Module,
+    method: Method,
+    teacher: Teacher | None,
+    settings: TrainSettings,
+    seed: int,
+    steps_per_epoch: int,
 ) -> dict[str, Any]:
     """What makes two runs the same run, as plain data; the teacher is named by the hash of its weights."""
-    spec = getattr(learner.student, "spec", None)
+    spec = getattr(student, "spec", None)
     return {
-        "student": getattr(spec, "name", type(learner.student).__name__),
-        "method": type(learner.method).__name__,
+        "student": getattr(spec, "name", type(student).__name__),
+        "method": type(method).__name__,
         "teacher": None if teacher is None else teacher.fingerprint(),
         "train": settings.model_dump(mode="json"),
         "seed": seed,

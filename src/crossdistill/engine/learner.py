@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from accelerate import Accelerator
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from crossdistill.contracts import Batch, Method, Outputs
+from crossdistill.contracts import Batch, Method, ModelSpec, Outputs
+from crossdistill.engine.class_weights import weights_for
+from crossdistill.engine.compiled import compiled
 from crossdistill.engine.distribute import gather_samples
 from crossdistill.engine.optimize import undecayed
 from crossdistill.errors import InputError
@@ -21,7 +23,10 @@ HARD_LABELS = "cross_entropy"
 
 
 class TrainLoader(Protocol):
-    """Training data: a pure function of the epoch; one step is the list of this process's micro-batches."""
+    """Training data: a pure function of the epoch; one step is the list of this process's micro-batches.
+
+    One that also :class:`~crossdistill.engine.class_weights.CountsClasses` can be balanced.
+    """
 
     @property
     def steps_per_epoch(self) -> int:
@@ -41,21 +46,46 @@ class Learner(nn.Module):
         method: what compares student and teacher.
         settings: weight and label smoothing of the hard-label term.
         gather: give the method the outputs of all processes.
+        weights: ``(K,)``, of each class in the hard-label term.
     """
 
-    def __init__(self, student: nn.Module, method: Method, settings: TrainSettings, *, gather: bool) -> None:
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        student: nn.Module,
+        method: Method,
+        settings: TrainSettings,
+        *,
+        gather: bool,
+        weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.student, self.method, self.gather = student, method, gather
         self.hard_label_weight = 0.0 if method.includes_cross_entropy else settings.cross_entropy_weight
         self.label_smoothing = settings.label_smoothing
+        self.register_buffer("class_weights", weights, persistent=False)
+        self._compiled_student: Callable[[Tensor], Outputs] | None = None
+
+    def compile_student(self) -> None:
+        """Compile the student's part of a training step.
+
+        The student itself stays as it is, and so do the names of its weights, its copies, and what is evaluated and
+        exported.
+        """
+        self._compiled_student = compiled(self.student.__call__)
 
     def forward(self, batch: Batch, teacher: Outputs) -> dict[str, Tensor]:
         """Named, weighted losses of one micro-batch; they add up to what is minimised."""
-        student: Outputs = self.student(batch.images["student"])
+        student: Outputs = (self._compiled_student or self.student)(batch.images["student"])
         losses = {}
         if self.hard_label_weight:
-            loss = cross_entropy(student.require("logits"), batch.target, label_smoothing=self.label_smoothing)
-            losses[HARD_LABELS] = self.hard_label_weight * loss
+            losses[HARD_LABELS] = self.hard_label_weight * cross_entropy(
+                student.require("logits"),
+                batch.target,
+                label_smoothing=self.label_smoothing,
+                class_weights=self.class_weights,
+            )
         if self.gather:
             student, teacher, batch = gather_samples(student, teacher, batch)
         losses |= self.method(student, teacher, batch)
@@ -72,10 +102,20 @@ class Learner(nn.Module):
         return {f"student.{name}" for name in undecayed(self.student)}
 
 
-def build_learner(student: nn.Module, method: Method, settings: TrainSettings, accelerator: Accelerator) -> Learner:
-    """The learner in training mode on its device; on several GPUs batch statistics are taken over all of them."""
+def build_learner(
+    student: nn.Module, method: Method, loader: TrainLoader, settings: TrainSettings, accelerator: Accelerator
+) -> Learner:
+    """The learner in training mode on its device; on several GPUs batch statistics are taken over all of them.
+
+    Raises:
+        InputError: class weights that do not fit the classes.
+    """
     several = accelerator.num_processes > 1
-    learner = Learner(student, method, settings, gather=several and method.relates_samples)
+    weights = None
+    if settings.class_weights is not None:
+        spec: ModelSpec = student.spec  # type: ignore[assignment]
+        weights = weights_for(loader, settings, spec.num_classes)
+    learner = Learner(student, method, settings, gather=several and method.relates_samples, weights=weights)
     if several and accelerator.device.type == "cuda":
         convert_sync_batchnorm(learner)  # type: ignore[no-untyped-call]
     return learner.to(accelerator.device).train()

@@ -8,7 +8,9 @@ from collections import defaultdict
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from crossdistill.engine.devices import in_group
 from crossdistill.errors import InputError
 from crossdistill.settings import TrainSettings
 
@@ -53,7 +55,11 @@ def check_finite(learner: nn.Module, step: int, settings: TrainSettings) -> None
         InputError: naming the first such tensor.
     """
     tensors = {name: t for name, t in learner.state_dict().items() if t.is_floating_point()}
-    sound = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
+    # Of a sharded tensor each process holds a part; all must come to the same verdict.
+    parts = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors.values())
+    sound = torch.stack([part.isfinite().all() for part in parts])
+    if in_group():
+        torch.distributed.all_reduce(sound, torch.distributed.ReduceOp.MIN)
     if not sound.all():
         name = list(tensors)[int(sound.logical_not().nonzero()[0])]
         raise not_finite(f"{name} holds values that are not finite after step {step}", settings)

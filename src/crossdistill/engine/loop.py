@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.contracts import Batch, Method, Outputs, Teacher
-from crossdistill.engine.average import moving_average
+from crossdistill.engine.compiled import compiled_teacher
 from crossdistill.engine.devices import connect
 from crossdistill.engine.distribute import loss_weights
 from crossdistill.engine.evaluate import evaluate
+from crossdistill.engine.hold import hold
 from crossdistill.engine.interrupt import StopSignal
 from crossdistill.engine.keeper import Keeper, identity
-from crossdistill.engine.learner import HARD_LABELS, TrainLoader, build_learner
+from crossdistill.engine.learner import HARD_LABELS, TrainLoader
 from crossdistill.engine.ledger import Ledger, check_finite, not_finite
 from crossdistill.engine.log import MetricsLog
-from crossdistill.engine.optimize import LearningRate, build_optimizer
+from crossdistill.engine.optimize import LearningRate
 from crossdistill.engine.progress import Quiet, Reporter
 from crossdistill.engine.record import FitResult, Record, epoch_of, fit_result, total_steps
 from crossdistill.engine.seeding import deterministic, environment, seed_step
@@ -85,26 +86,24 @@ class Trainer:
         self.accelerator = connect(device, settings.precision)
         self.teacher, self.train_loader, self.eval_loader = teacher, train_loader, eval_loader
         self.settings, self.seed, self.is_trial = settings, seed, max_steps is not None
-        self.learner = build_learner(student, method, settings, self.accelerator)
-        if isinstance(teacher, nn.Module):
-            teacher.to(self.accelerator.device)
-        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.learner, settings))
-        self.model = self.accelerator.prepare_model(self.learner)  # processes now start from the same weights
-        self.ema = moving_average(student, settings.ema_decay)
+        self.student, self.method = student, method
+        self.weights = hold(student, method, teacher, train_loader, settings, self.accelerator)
         self.steps_per_epoch = train_loader.steps_per_epoch
         total = total_steps(settings, self.steps_per_epoch)
         self.end = min(total, max_steps or total)
-        self.rate = LearningRate(self.optimizer, settings, total_steps=total, steps_per_epoch=self.steps_per_epoch)
+        optimizer = self.weights.optimizer
+        self.rate = LearningRate(optimizer, settings, total_steps=total, steps_per_epoch=self.steps_per_epoch)
         self.record, self.ledger = Record(), Ledger(self.accelerator, settings)
         self.best_weights: dict[str, Tensor] = {}
 
     def resume(self, out: Path | None, fingerprint: dict[str, Any]) -> None:
         """Go on from the newest checkpoint below ``out``, if there is one."""
-        given = identity(self.learner, self.teacher, self.settings, self.seed, self.steps_per_epoch) | fingerprint
-        self.out, self.keeper = out, Keeper(out, given, environment(self.accelerator, self.settings))
+        given = identity(self.student, self.method, self.teacher, self.settings, self.seed, self.steps_per_epoch)
+        self.out = out
+        self.keeper = Keeper(out, given | fingerprint, environment(self.accelerator, self.settings))
         best = self.keeper.restore(self.load_state_dict)
         if best is not None:
-            self.best_weights = best["student" if self.ema is None else "ema"]
+            self.best_weights = best["student" if self.settings.ema_decay is None else "ema"]
 
     def run(self, reporter: Reporter) -> FitResult:
         """Train from where the record stands to the end."""
@@ -113,7 +112,8 @@ class Trainer:
         self.log = MetricsLog(self.out, step=record.step, evaluated=record.evaluated) if is_main and self.out else None
         self.reporter.begin(step=record.step, total_steps=self.end, steps_per_epoch=self.steps_per_epoch)
         try:
-            with StopSignal() as self.stop, deterministic(self.accelerator.device):
+            compile_teacher = compiled_teacher(self.teacher, self.settings)
+            with StopSignal() as self.stop, deterministic(self.accelerator.device), compile_teacher:
                 self.close_epoch()  # an interrupted run may have stopped right after the last step of an epoch
                 while record.step < self.end:
                     self.train_epoch()
@@ -124,7 +124,7 @@ class Trainer:
             self.reporter.end()
             if self.log:
                 self.log.close()
-        self.learner.student.eval().load_state_dict(self.best_weights or self.exported.state_dict())
+        self.weights.finish(self.best_weights)
         return fit_result(record)
 
     def train_epoch(self) -> None:
@@ -147,27 +147,23 @@ class Trainer:
         seed_step(self.seed, self.record.step, self.accelerator.process_index)
         self.rate.set(self.record.step)
         totals: dict[str, Tensor] = {}
-        shares = loss_weights(batches, self.accelerator, gathered=self.learner.gather)
+        weights, channels_last = self.weights, self.settings.channels_last
+        shares = loss_weights(batches, self.accelerator, gathered=weights.learner.gather)
         for index, (batch, (share, labelled_share)) in enumerate(zip(batches, shares, strict=True), start=1):
-            batch = batch.to(self.accelerator.device)
-            with nullcontext() if index == len(batches) else self.accelerator.no_sync(self.model):
-                losses: dict[str, Tensor] = self.model(batch, self.signals(batch))
+            batch = batch.to(self.accelerator.device, channels_last=channels_last)
+            with nullcontext() if index == len(batches) else self.accelerator.no_sync(weights.model):
+                losses: dict[str, Tensor] = weights.model(batch, self.signals(batch))
                 losses = {k: v * (labelled_share if k == HARD_LABELS else share) for k, v in losses.items()}
                 self.accelerator.backward(torch.stack(list(losses.values())).sum())
             totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
-        if self.settings.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         self.record.step += 1
         self.record.clock.images += sum(map(len, batches)) * self.accelerator.num_processes
-        if self.ema is not None:
-            self.ema.update(self.learner.student, step=self.record.step)
+        weights.update(self.record.step)
         self.ledger.add(self.record.step, totals)
 
     def signals(self, batch: Batch) -> Outputs:
         """What the teacher says of this batch, if the method asks for anything."""
-        if self.teacher is None or not self.learner.method.needs:
+        if self.teacher is None or not self.method.needs:
             return Outputs()
         with torch.no_grad(), self.accelerator.autocast():
             return self.teacher.signals(batch)
@@ -189,7 +185,7 @@ class Trainer:
         epoch, rest = divmod(step, self.steps_per_epoch)
         if step == 0 or (rest and not is_last) or step in self.record.evaluated:
             return
-        check_finite(self.learner, step, self.settings)
+        check_finite(self.weights.learner, step, self.settings)
         improved = (is_last or epoch % self.settings.eval_every == 0) and self.evaluate()
         if is_last or improved or epoch % self.settings.checkpoint_every == 0:
             self.save()
@@ -198,14 +194,20 @@ class Trainer:
         """Measure the weights that would be exported now; whether they are the best so far, if best is wanted."""
         if self.eval_loader is None:
             return False
-        max_batches = 2 if self.is_trial else None
-        metrics = evaluate(self.exported, self.eval_loader, accelerator=self.accelerator, max_batches=max_batches)
-        if not math.isfinite(metrics["loss"]):
-            raise not_finite(f"evaluation loss {metrics['loss']} after step {self.record.step}", self.settings)
-        epoch = epoch_of(self.record.step, self.steps_per_epoch)
-        improved = self.record.note(metrics, epoch=epoch, select_best=self.settings.select == "best")
-        if improved:
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.exported.state_dict().items()}
+        with self.weights.exported() as student:
+            metrics = evaluate(
+                student,
+                self.eval_loader,
+                accelerator=self.accelerator,
+                max_batches=2 if self.is_trial else None,
+                channels_last=self.settings.channels_last,
+            )
+            if not math.isfinite(metrics["loss"]):
+                raise not_finite(f"evaluation loss {metrics['loss']} after step {self.record.step}", self.settings)
+            epoch = epoch_of(self.record.step, self.steps_per_epoch)
+            improved = self.record.note(metrics, epoch=epoch, select_best=self.settings.select == "best")
+            if improved:
+                self.best_weights = {k: v.detach().cpu().clone() for k, v in student.state_dict().items()}
         self.note({"kind": "eval", **self.record.history[-1]}, self.reporter.evaluated)
         return improved
 
@@ -215,36 +217,14 @@ class Trainer:
         if self.log:
             self.log.write(line)
 
-    @property
-    def exported(self) -> nn.Module:
-        """The student, or its moving average where there is one."""
-        return self.learner.student if self.ema is None else self.ema.module
-
     def save(self) -> Path | None:
         """Write a checkpoint, of sound weights only."""
-        check_finite(self.learner, self.record.step, self.settings)
-        return self.keeper.save(self.state_dict(), self.record, epoch=self.record.step // self.steps_per_epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resume needs: no generator states, since each step seeds its own, and no position but the step."""
-        scaler = self.accelerator.scaler
-        return {
-            "student": self.learner.student.state_dict(),
-            "method": self.learner.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "record": self.record.state_dict(),
-        }
+        check_finite(self.weights.learner, self.record.step, self.settings)
+        state = {**self.weights.state_dict(), "record": self.record.state_dict()}
+        return self.keeper.save(state, self.record, epoch=self.record.step // self.steps_per_epoch)
 
     def load_state_dict(self, state: dict[str, Any]) -> Record:
-        """Take up the state of :meth:`state_dict`."""
-        self.learner.student.load_state_dict(state["student"])
-        self.learner.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+        """Take up what :meth:`save` wrote."""
+        self.weights.load_state_dict(state)
         self.record = Record.of(state["record"])
         return self.record

@@ -12,6 +12,7 @@ import torch
 import torch.utils.deterministic
 from accelerate import Accelerator
 
+from crossdistill.engine.devices import shards_wanted
 from crossdistill.settings import TrainSettings
 
 
@@ -58,4 +59,8 @@ def environment(accelerator: Accelerator, settings: TrainSettings) -> dict[str, 
         "precision": settings.precision,
         "processes": accelerator.num_processes,
         "device_batch_size": settings.device_batch_size,
+        "parallel": "fsdp" if shards_wanted(settings, accelerator) else "ddp",
+        "channels_last": settings.channels_last,
+        "compile_student": settings.compile_student,
+        "compile_teacher": settings.compile_teacher,
     }

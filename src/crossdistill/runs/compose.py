@@ -29,7 +29,7 @@ from crossdistill.data import (
     select_training,
 )
 from crossdistill.data.sampler import num_steps
-from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, connect, process, total_steps
+from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, connect, process, total_steps, weights_for
 from crossdistill.errors import InputError
 from crossdistill.models import StagedModel, build
 from crossdistill.registry import METHODS
@@ -115,6 +115,7 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
     # Without a teacher an unlabelled image teaches nothing; without it the student alone is as good as it gets.
     ids = chosen.train_ids if teacher is not None else labelled_ids
     loaders = _loaders(settings, splits, views_of(student, teacher), chosen, ids)
+    weights_for(loaders[0], settings.train, num_classes)  # refused here, before anything is measured
     shared_steps = num_steps(len(chosen.train_ids), settings.train.batch_size)
     return Parts(
         _resolved(settings, student, loaders[0]),

@@ -16,7 +16,7 @@ from crossdistill.engine.log import read
 from crossdistill.engine.progress import Quiet
 from crossdistill.errors import InputError, Interrupted
 from crossdistill.teachers import FrozenTeacher
-from samples.training import Match, SmallNet, TensorLoader, settings
+from samples.training import Match, SmallNet, Stop, TensorLoader, settings
 
 TESTS = Path(__file__).resolve().parents[2]
 SETTINGS = {"ema_decay": 0.9, "clip_grad": 1.0, "schedule": "cosine"}
@@ -52,17 +52,6 @@ def elsewhere(out, action, value):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     command = [sys.executable, str(TESTS / "samples" / "train_once.py"), str(out), action, str(value)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
-class Stop(Quiet):
-    """Sends a signal to this process after a step."""
-
-    def __init__(self, step, number=signal.SIGTERM):
-        self.step, self.number = step, number
-
-    def stepped(self, step):
-        if step == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 def assert_same_run(one, other):
