@@ -13,7 +13,7 @@ from crossdistill.contracts import ModelSpec
 from crossdistill.errors import InputError
 from crossdistill.models import weights
 from crossdistill.models.checkpoint import Checkpoint, locate
-from crossdistill.models.classes import in_order_of, number_of_classes, published_head, stated_classes
+from crossdistill.models.classes import in_order_of, keeps_head, number_of_classes, published_head, stated_classes
 from crossdistill.models.names import TIMM, TORCHVISION, parse
 from crossdistill.models.sources.source import PRETRAINED, Request
 from crossdistill.models.stage import stage
@@ -114,6 +114,8 @@ def network(
         class_names = in_order_of(net, named, head, class_names)
     if isinstance(start, Checkpoint):
         weights.start_from(net, named.source.read(start), name=named.full, class_names=class_names)
+    elif start == PRETRAINED and not keeps_head(named, num_classes):
+        weights.renew_classifier(net)
     return Network(net, named.full, num_classes, size, _tuple(class_names))
 
 

@@ -41,6 +41,12 @@ def published_head(named: Named, start: Checkpoint | str | None, num_classes: in
     return head
 
 
+def keeps_head(named: Named, num_classes: int) -> bool:
+    """Whether published weights that are started from bring a classifier of this size, which sources then keep."""
+    head = named.source.published(named.name)
+    return head is not None and head.num_classes == num_classes
+
+
 def _trained(named: Named) -> str:
     return named.full if named.source.always_trained else f"{named.full}@{PRETRAINED}"
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from crossdistill.errors import InputError
@@ -57,7 +58,7 @@ def load(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequ
 
 
 def start_from(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names: Sequence[str] | None) -> None:
-    """Load start weights: a classifier of another size or for other classes keeps its fresh initialisation.
+    """Load start weights: a classifier of another size or for other classes is a new one.
 
     Raises:
         InputError: another architecture, or tensors that cannot be resampled for the network's image size.
@@ -68,12 +69,25 @@ def start_from(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names
     own = net.state_dict()
     order = class_order(checkpoint.class_names, class_names)
     if order == "other classes" or any(tensors[key].shape != own[key].shape for key in heads):
+        renew_classifier(net)
         tensors |= {key: own[key] for key in heads}
     else:
         tensors = _in_order(tensors, heads, order)
     tensors = _at_size(net, tensors, checkpoint)
     _check_shapes(net, tensors, checkpoint, name)
     net.load_state_dict(tensors)
+
+
+@torch.no_grad()
+def renew_classifier(net: nn.Module) -> None:
+    """Set the classifier to zero, so that training starts from equal probabilities.
+
+    A random classifier would send noise into trained weights in the first steps, and much of it where it is the larger
+    the fewer the classes, as in timm's EfficientNets (uniform up to 1 / sqrt(K)).
+    """
+    for name in classifier_names(net):
+        for parameter in net.get_submodule(name).parameters():
+            parameter.zero_()
 
 
 def saved_size(checkpoint: Checkpoint) -> Size | None:

@@ -143,6 +143,9 @@ def test_published_weights_with_a_new_head(publish):
     model = build("torchvision/mobilenet_v3_small", num_classes=3, image_size=64, init="pretrained")
     assert torch.equal(model.net.classifier[0].weight, net.classifier[0].weight)
     assert model.net.classifier[3].weight.shape[0] == 3
+    assert not model.net.classifier[3].weight.any()  # at first every class is equally likely
+    kept = build("torchvision/mobilenet_v3_small", num_classes=1000, image_size=64, init="pretrained")
+    assert torch.equal(kept.net.classifier[3].weight, net.classifier[3].weight)
 
 
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 96)])
