@@ -46,14 +46,17 @@ def commands():
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [
-        line.rpartition("&& ")[2] for line in lines if "crossdistill " in line and not line.startswith(("#", "python"))
+        "crossdistill " + line.rpartition("crossdistill ")[2]
+        for line in lines
+        if "crossdistill " in line and not line.startswith(("#", "python"))
     ]
 
 
 @pytest.mark.parametrize("line", commands())
 def test_every_option_shown_exists(line):
     _, name, *words = shlex.split(line)
-    command = [sys.executable, "-m", "crossdistill", name, "--help"]
+    names = [name, words.pop(0)] if name == "recipes" else [name]
+    command = [sys.executable, "-m", "crossdistill", *names, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0
     for option in (word for word in words if word.startswith("--")):
