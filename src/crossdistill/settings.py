@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
@@ -21,7 +21,7 @@ S = TypeVar("S", bound=BaseModel)
 class Strict(BaseModel):
     """Base of every node: unknown keys are errors, and values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Strict):
@@ -30,7 +30,7 @@ class ModelSettings(Strict):
     name: str = Field(
         description="timm/<name> or torchvision/<name> (@pretrained, @PATH), hf-hub:<id>, file:net.py:build, a folder"
     )
-    image_size: int | None = Field(None, ge=4, description="input height and width; default: the model's own")
+    image_size: int | None = Field(None, ge=4, le=8192, description="input height and width; default: the model's own")
     init: str | None = Field(None, description="weights to start from (PATH or 'pretrained'); the head may differ")
     stages: tuple[str, ...] | None = Field(
         None, min_length=1, description="modules that end the stages; default: found by tracing"
@@ -90,7 +90,11 @@ class AugmentSettings(Strict):
     def _ranges(self) -> Self:
         for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
             if not 0 < low <= high <= most:
-                raise ValueError(f"{name} {[low, high]} should be a range above 0" + (" up to 1" if most == 1 else ""))
+                raise InputError(
+                    f"data.augment.{name}={[low, high]}",
+                    "two numbers above 0, the smaller first" + (", up to 1" if most == 1 else ""),
+                    f"give data.augment.{name}='[LOW, HIGH]'",
+                )
         return self
 
 
@@ -109,7 +113,9 @@ class DataSettings(Strict):
     evaluation_split: str | None = Field(
         None, description="the split that accuracy is reported on; default: test, else val"
     )
-    val_share: float = Field(0.1, gt=0, lt=1, description="share of the training images that selects the best epoch")
+    val_share: float = Field(
+        0.1, gt=0, lt=1, description="share of the training images that selects the best epoch, at least one a class"
+    )
     limit_train: int | None = Field(None, ge=1, description="use only so many training images, stratified")
     labels_per_class: int | None = Field(
         None, ge=1, description="keep so many labels a class; the other training images become unlabelled"
@@ -121,12 +127,17 @@ class DataSettings(Strict):
     )
     stream: StreamSettings | None = Field(None, description="facts of a remote stream, which cannot be counted")
     eval_crop_pct: float | None = Field(
-        None, gt=0, le=1, description="share of the side shown in evaluation; default: the model's, tiny images whole"
+        None,
+        ge=0.05,
+        le=1,
+        description="share of the side shown in evaluation; default: the model's, tiny images whole",
     )
     augment_on: Literal["cpu", "device"] = Field(
         "cpu", description="where pixels are changed: in the loader, or batched on the device that trains"
     )
-    workers: int | None = Field(None, ge=0, description="loader processes; default: 0 for data held in memory")
+    workers: int | None = Field(
+        None, ge=0, description="loader processes; default: none where batches are cheap to make"
+    )
     max_corrupt_share: float = Field(0.01, ge=0, le=1, description="stop when more images than this are unreadable")
     augment: AugmentSettings = AugmentSettings()
 
@@ -155,7 +166,7 @@ class TrainSettings(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     cross_entropy_weight: float = Field(1.0, ge=0, description="weight of the hard-label term")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="average the student's weights with this decay")
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = Field(
+    class_weights: Literal["balanced"] | Annotated[tuple[float, ...], Field(min_length=1)] | None = Field(
         None, description="weight of each class in the hard-label term; balanced: by the inverse of its images"
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -191,7 +202,7 @@ class Settings(Strict):
     method: MethodSettings = MethodSettings(name="none")
     data: DataSettings
     train: TrainSettings = TrainSettings()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     allow_untrained_teacher: bool = False
     allow_code: bool = Field(False, description="run the Python file that a model file:PATH.py:FUNCTION names")
@@ -330,13 +341,26 @@ def _as_input_error(model: type[BaseModel], error: ValidationError, prefix: str)
     if first["type"] == "extra_forbidden":
         siblings = _fields_at(model, location[:-1])
         return InputError(f"unknown key {path!r}", "a key of the settings", nearest(str(location[-1]), siblings))
+    if first["type"] == "missing" and isinstance(location[-1], int):
+        key = prefix + ".".join(map(str, location[:-1]))
+        return InputError(f"{key} with {location[-1]} value(s)", f"at least {location[-1] + 1}", f"give {key}='[…]'")
     if first["type"] == "missing":
         return InputError(f"no value for {path!r}", "a value", f"give {path}=VALUE")
     raised = first.get("ctx", {}).get("error")
     if isinstance(raised, InputError):  # by one of the validators above, in our words already
         return raised
-    message = first["msg"].removeprefix("Input should be ")
-    return InputError(f"{path} = {first['input']!r}", message[0].lower() + message[1:], f"change {path}")
+    # Of a value that may be one of several types, each type tells what it wants, under a name of its own.
+    words = [part for part in location if not _names_a_type(part)]
+    path = prefix + ".".join(map(str, words))
+    told = [one for one in error.errors(include_url=False) if [*one["loc"]][: len(words)] == words]
+    messages = dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in told or [first])
+    expected = ", or ".join(message[0].lower() + message[1:] for message in messages)
+    return InputError(f"{path} = {first['input']!r}", expected, f"change {path}")
+
+
+def _names_a_type(part: int | str) -> bool:
+    """Whether pydantic added this part of a place for one of several types, such as ``tuple[float, ...]``."""
+    return isinstance(part, str) and (not part.isidentifier() or part in ("str", "dict", "int", "float"))
 
 
 def _fields_at(model: type[BaseModel], location: list[int | str]) -> list[str]:

@@ -52,7 +52,7 @@ def erased_box(size, draws):
         area = (0.02 + (1 / 3 - 0.02) * area_draw) * height * width
         aspect = math.exp(math.log(0.3) + (math.log(1 / 0.3) - math.log(0.3)) * aspect_draw)
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if h < height and w < width:
+        if 0 < h < height and 0 < w < width:
             return math.floor(top_draw * (height - h + 1)), math.floor(left_draw * (width - w + 1)), h, w
     return None
 

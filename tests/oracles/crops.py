@@ -15,9 +15,9 @@ def resized_box(height, width, scale, ratio, draws):
         if 0 < w <= width and 0 < h <= height:
             return math.floor(top_draw * (height - h + 1)), math.floor(left_draw * (width - w + 1)), h, w
     if width / height < ratio[0]:
-        w, h = width, round(width / ratio[0])
+        w, h = width, max(1, round(width / ratio[0]))
     elif width / height > ratio[1]:
-        w, h = round(height * ratio[1]), height
+        w, h = max(1, round(height * ratio[1])), height
     else:
         w, h = width, height
     return (height - h) // 2, (width - w) // 2, h, w

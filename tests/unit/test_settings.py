@@ -133,3 +133,19 @@ def test_settings_survive_yaml(tmp_path_factory, args):
     file = tmp_path_factory.mktemp("yaml") / "config.yaml"
     file.write_text(yaml.safe_dump(made.model_dump(mode="json")))
     assert settings.read(file) == made
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.augment.scale=[0.5]", r"data\.augment\.scale with 1 value\(s\)[\s\S]*at least 2"),
+        ("data.augment.scale=[0, 1]", r"data\.augment\.scale=\[0\.0, 1\.0\]"),
+        ("train.class_weights=inverse", r"train\.class_weights = 'inverse'\n *expected: 'balanced', or"),
+        ("train.class_weights=[]", "at least 1 item"),
+        ("data.augment.mixup=.inf", "a finite number"),
+        ("data.eval_crop_pct=0.001", r"greater than or equal to 0\.05"),
+    ],
+)
+def test_a_value_that_is_none_is_told_by_the_key_that_was_written(override, words):
+    with pytest.raises(InputError, match=words):
+        settings.load(TREE, [override])

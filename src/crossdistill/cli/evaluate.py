@@ -17,6 +17,7 @@ def command(
     image_size: Annotated[
         int | None, typer.Option("--image-size", help="Height and width in pixels.", show_default="the model's own")
     ] = None,
+    overrides: o.Overrides = None,
     class_map: o.ClassMap = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     allow_code: o.AllowCode = False,
@@ -25,7 +26,7 @@ def command(
     """Measure a trained model on the test images (the val images where there are no others).
 
     Example:
-    crossdistill evaluate runs/student --data folder:photos
+    crossdistill evaluate runs/student --data folder:photos data.evaluation_split=val
     """
     from crossdistill import runs
 
@@ -37,6 +38,7 @@ def command(
         image_size=image_size,
         device=device,
         allow_code=allow_code,
+        overrides=overrides or (),
     )
     if as_json:
         print_json(measured)

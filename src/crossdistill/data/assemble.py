@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossdistill.contracts import Batch, InputSpec
+from crossdistill.contracts import UNLABELLED, Batch, InputSpec
 from crossdistill.data.augmentation.mix import Mixing, draw_mixing, mix_targets, mix_views, mixes
 from crossdistill.data.augmentation.transform import Cuts, Draws, EvalTransform, TrainTransform
 from crossdistill.data.held import Images, Reading
@@ -82,12 +82,16 @@ class EvalAssembly:
 
 @dataclass(frozen=True, slots=True)
 class TrainAssembly:
-    """Batches to train on; ``on_device`` leaves pixels to :meth:`finish`, in the process that asked."""
+    """Batches to train on; ``on_device`` leaves pixels to :meth:`finish`, in the process that asked.
+
+    ``whole``: all images are of one size and small, and then travel as they are; else what was cut out of each does.
+    """
 
     transform: TrainTransform
     targets: Targets
     num_classes: int
     on_device: bool = False
+    whole: bool = False
 
     @property
     def cheap(self) -> bool:
@@ -99,13 +103,15 @@ class TrainAssembly:
     def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Batch | Started:
         """Draw all parameters; change pixels, or only cut what cannot travel as one tensor."""
         kept = samples[reading.positions]
+        target = self.targets[kept[:, 0]]
         images = _matched(reading, kept[:, 0], self.transform, where)
         draws = self.transform.draw(kept[:, 0], epoch, kept[:, 1])
         settings, mixing = self.transform.settings, None
         if mixes(settings):
             mixing = draw_mixing(settings, self.transform.seed, epoch, samples, reading.positions)
-        whole = images if isinstance(images, Tensor) else self.transform.cut(images, draws)
-        started = Started(whole, self.targets[kept[:, 0]], kept[:, 0], epoch, draws, mixing)
+            mixing = mixing.alike(target != UNLABELLED)
+        travels = images if self.whole and isinstance(images, Tensor) else self.transform.cut(images, draws)
+        started = Started(travels, target, kept[:, 0], epoch, draws, mixing)
         return started if self.on_device else self.finish(started)
 
     def finish(self, started: Started) -> Batch:

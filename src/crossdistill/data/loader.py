@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -66,9 +67,15 @@ class TrainLoader:
         self.targets, self.balanced, self.augment_device = targets, balanced, augment_device
         self._num_classes = len(source.class_names)
         transform = TrainTransform(dict(views), self.augment, seed)
-        self._assembly = TrainAssembly(transform, targets, self._num_classes, on_device=augment_device is not None)
+        self._assembly = TrainAssembly(
+            transform,
+            targets,
+            self._num_classes,
+            on_device=augment_device is not None,
+            whole=_travels_whole(held, views),
+        )
         dataset = Batches(held, self._assembly)
-        self._feed = Feed(dataset, len(ids), workers=workers, max_corrupt_share=max_corrupt_share)
+        self._feed = Feed(dataset, -(-len(ids) // world_size), workers=workers, max_corrupt_share=max_corrupt_share)
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
@@ -91,17 +98,30 @@ class TrainLoader:
 
         A micro-batch of which no image can be read is left out of its step's list.
         """
-        plan = batches(
+        plan = self.plan(epoch)[start_step:]
+        answers = self._feed([(epoch, samples) for step in plan for samples in step])
+        for step in plan:
+            micro_batches = [self._finished(next(answers)) for _ in step]
+            yield [batch for batch in micro_batches if batch is not None]
+
+    def plan(self, epoch: int) -> list[list[Order]]:
+        """This process's micro-batches of each step: samples ``(B, 2)``, each an id and how often it came before."""
+        steps = batches(
             self._order(epoch),
             batch_size=self.batch_size,
             rank=self.rank,
             world_size=self.world_size,
             device_batch_size=self.device_batch_size,
-        )[start_step:]
-        answers = self._feed([(epoch, self._samples(part)) for step in plan for part in step])
-        for step in plan:
-            micro_batches = [self._finished(next(answers)) for _ in step]
-            yield [batch for batch in micro_batches if batch is not None]
+        )
+        return [[self._samples(part) for part in step] for step in steps]
+
+    def batch(self, epoch: int, samples: Order) -> Batch | None:
+        """These samples alone; whole pairs of a :meth:`plan` (and the single one after them) are as in their epoch.
+
+        Not while an epoch is being read; ``None`` where no image can be read.
+        """
+        (made,) = self._feed([(epoch, samples)])
+        return self._finished(made)
 
     def _order(self, epoch: int) -> Order:
         if self.balanced:
@@ -141,7 +161,7 @@ class EvalLoader:
         everything = np.arange(len(source.targets), dtype=np.int64) if ids is None else np.sort(ids)
         self.ids, self.batch_size = np.array_split(everything, world_size)[rank], batch_size
         dataset = Batches(_held(source, views), EvalAssembly(EvalTransform(dict(views), crop_pct), source.targets))
-        self._feed = Feed(dataset, len(everything), workers=workers, max_corrupt_share=max_corrupt_share)
+        self._feed = Feed(dataset, max(1, len(self.ids)), workers=workers, max_corrupt_share=max_corrupt_share)
 
     @property
     def corrupt(self) -> dict[str, str]:
@@ -162,3 +182,9 @@ def _held(source: Source, views: Mapping[str, InputSpec]) -> HeldSource:
     for spec in views.values():
         check_channels(source.num_channels or 1, spec, f"{source.describe(0)} (as the others of {source.name})")
     return source if isinstance(source, HeldSource) else HeldSource(source)
+
+
+def _travels_whole(source: HeldSource, views: Mapping[str, InputSpec]) -> bool:
+    """Whether all images have one size, and not many more pixels than what is cut out of them."""
+    largest = max(math.prod(spec.image_size) for spec in views.values())
+    return source.image_size is not None and math.prod(source.image_size) <= 4 * largest

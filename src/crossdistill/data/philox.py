@@ -13,6 +13,10 @@ _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
 
 
+NUM_VIEWS = 2**16
+"""Views and occurrences of a sample are numbered below this."""
+
+
 class Purpose(IntEnum):
     """What a stream of draws is for; streams of different purposes never share a counter."""
 
@@ -27,6 +31,7 @@ class Purpose(IntEnum):
     BALANCE = 8
     SHARDS = 9
     BUFFER = 10
+    PICTURE = 11
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int], *, rounds: int = 10) -> NDArray[np.uint32]:
@@ -62,6 +67,7 @@ def random_words(
     The counter is (sample, low and high word; epoch; purpose, view and block of four draws), the key is the seed.
     A view is a number below 65,536, for all samples or for each ``(B,)``; a sample has up to 1,024 draws.
     """
+    assert np.max(view, initial=0) < NUM_VIEWS  # a larger one would run into the purpose
     blocks = np.arange((num_draws + 3) // 4, dtype=np.int64)
     sample = np.asarray(sample_id, dtype=np.int64)[:, None]
     counter = np.empty((len(sample), len(blocks), 4), dtype=np.uint32)

@@ -19,6 +19,9 @@ from crossdistill.data.held import Images
 from crossdistill.data.source import TINY_SIDE
 from crossdistill.errors import InputError
 
+_LONGEST = 32
+"""Images of an aspect ratio beyond this times the view's are shortened before they are resized."""
+
 Kernels = NDArray[np.str_]
 
 
@@ -86,6 +89,7 @@ def centre_view(images: Tensor, spec: InputSpec, crop_pct: float | None = None) 
 
     Source: timm's evaluation transform, crop mode "center".
     """
+    images = _without_ends(images, spec.image_size)
     old_size = images.shape[-2:]
     if crop_pct is None:
         crop_pct = 1.0 if max(old_size) <= TINY_SIDE else spec.crop_pct
@@ -94,6 +98,17 @@ def centre_view(images: Tensor, spec: InputSpec, crop_pct: float | None = None) 
     resized = F.resize(images, new_size, InterpolationMode(spec.interpolation), antialias=True)
     centre: Tensor = F.center_crop(resized, list(spec.image_size))
     return centre
+
+
+def _without_ends(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Very long images without their ends, of which nothing would be left: resized whole they might not fit in memory.
+
+    An even number of rows or columns is taken off, so that the centre stays where it is.
+    """
+    height, width = images.shape[-2:]
+    longest = [math.ceil(_LONGEST * width * size[0] / size[1]), math.ceil(_LONGEST * height * size[1] / size[0])]
+    top, left = max(0, (height - longest[0]) // 2), max(0, (width - longest[1]) // 2)
+    return images[..., top : height - top, left : width - left]
 
 
 def _covering_size(old: tuple[int, int], target: tuple[int, int]) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from crossdistill.data.philox import Purpose, random_order
+from crossdistill.data.philox import NUM_VIEWS, Purpose, random_order
 from crossdistill.errors import InputError
 
 Positions = NDArray[np.int64]
@@ -17,7 +17,7 @@ Order = NDArray[np.int64]
 
 
 def permutation(num_samples: int, *, seed: int, epoch: int) -> Positions:
-    """The order of the samples in this epoch ``(N,)``; neighbours 2j and 2j + 1 are mixing partners."""
+    """The order of the samples in this epoch ``(N,)``; neighbours 2j and 2j + 1 of a step are mixing partners."""
     return random_order(num_samples, seed=seed, epoch=epoch, purpose=Purpose.PERMUTATION)
 
 
@@ -41,6 +41,7 @@ def class_balanced(classes: NDArray[np.int64], *, seed: int, epoch: int) -> Orde
     rank, one = np.divmod(np.arange(len(classes)), len(present))
     sizes = np.array([len(own) for own in members])
     occurrence, place = np.divmod(rank, sizes[one])
+    occurrence %= NUM_VIEWS  # an image that comes more often than that is changed as before
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     positions = np.concatenate(members)[starts[one] + place]
     order = np.stack([positions, occurrence], axis=1)

@@ -6,7 +6,8 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,14 @@ class Parts:
     warnings: list[str] = field(default_factory=list)
 
     def identity(self) -> dict[str, str | None]:
-        """Hashes of what settings only name: the classes and labels of the data, and the teacher's weights."""
+        """Hashes of what settings only name: classes, labels and file names of the data, and the teacher's weights."""
         data = hashlib.sha256(json.dumps(self.splits.class_names).encode())
-        for source in (self.splits.train, self.splits.evaluation):
-            data.update(source.identity() if isinstance(source, Stream) else source.targets.tobytes())
+        for source in (self.splits.train, self.splits.evaluation, self.splits.validation):
+            if isinstance(source, Stream):
+                data.update(source.identity())
+            elif source is not None:
+                names = (Path(source.describe(index)).name for index in range(len(source.targets)))
+                data.update(source.targets.tobytes() + "\n".join(names).encode())
         return {
             "data_sha256": data.hexdigest(),
             "teacher_sha256": None if self.teacher is None else self.teacher.fingerprint(),
@@ -94,6 +99,9 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
     num_classes = len(splits.class_names)
     torch.manual_seed(settings.seed)
     student = model_of(settings.student, splits.class_names, modules, allow_code=settings.allow_code)
+    if settings.data.eval_crop_pct is not None:  # part of the student, so that whoever uses it prepares images alike
+        shown = replace(student.spec.input, crop_pct=settings.data.eval_crop_pct)
+        student.spec = replace(student.spec, input=shown)
     teacher = _teacher(settings, splits.class_names, modules)
     if teacher is not None:
         check_signals(record.value, teacher)
@@ -228,18 +236,23 @@ def views_of(student: StagedModel, teacher: Teacher | None) -> dict[str, InputSp
     return views
 
 
-def _loaders(
-    settings: Settings, splits: Splits, views: dict[str, InputSpec], chosen: Selection, ids: NDArray[np.int64]
-) -> tuple[TrainLoader | StreamLoader, EvalLoader | StreamEvalLoader, EvalLoader | StreamEvalLoader]:
-    data = settings.data
-    on_device = data.augment_on == "device"
-    balanced = data.sampling == "class_balanced"
+def _balanced(settings: Settings, chosen: Selection, ids: NDArray[np.int64]) -> bool:
+    """Whether classes are sampled equally often, which needs a label for each training image."""
+    balanced = settings.data.sampling == "class_balanced"
     if balanced and not chosen.labelled[ids].all():
         raise InputError(
             f"data.sampling=class_balanced with {int((~chosen.labelled[ids]).sum())} unlabelled training images",
             "a class for each of them",
             "use data.sampling=shuffled, or give all labels",
         )
+    return balanced
+
+
+def _loaders(
+    settings: Settings, splits: Splits, views: dict[str, InputSpec], chosen: Selection, ids: NDArray[np.int64]
+) -> tuple[TrainLoader | StreamLoader, EvalLoader | StreamEvalLoader, EvalLoader | StreamEvalLoader]:
+    data, balanced = settings.data, _balanced(settings, chosen, ids)
+    on_device = data.augment_on == "device"
     rank, world_size = process()
     common: dict[str, Any] = {
         "workers": data.workers,

@@ -19,7 +19,7 @@ from crossdistill.errors import InputError
 from crossdistill.models import StagedModel, build
 from crossdistill.models.names import parse
 from crossdistill.runs.compose import STUDENT_VIEW
-from crossdistill.settings import DataSettings, validate
+from crossdistill.settings import DataSettings, overridden, validate
 from crossdistill.teachers import ClassMap, FrozenTeacher, MappedTeacher, make_class_map
 from crossdistill.teachers.class_map import Given
 
@@ -34,6 +34,7 @@ def evaluate(
     device: str = "auto",
     workers: int | None = None,
     allow_code: bool = False,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Accuracy of a trained model on the evaluation split of ``data``.
 
@@ -47,6 +48,7 @@ def evaluate(
         device: auto, cpu or cuda.
         workers: loader processes.
         allow_code: run the Python file of a model ``file:PATH.py:FUNCTION``.
+        overrides: settings of the data, such as ``data.evaluation_split=val``.
 
     Returns:
         ``top1`` (and ``top5`` with more than five classes) as fractions, mean cross-entropy ``loss``, ``num_samples``,
@@ -57,7 +59,7 @@ def evaluate(
         InputError: a model or data that cannot be read, or whose classes differ.
     """
     _check_trained(model)
-    settings = _data_settings(model, data)
+    settings = _data_settings(model, data, overrides)
     splits = open_source(settings)
     built = build(
         str(model) if isinstance(model, Path) else model,
@@ -148,12 +150,13 @@ def predict(
     class_names = built.spec.class_names
     if class_names is None:
         raise InputError(f"{model}, which carries no class names", "a run folder or an exported student", "give one")
+    crop_pct = (_own_data(model) or {}).get("eval_crop_pct")
     accelerator = connect(device)
     built = built.to(accelerator.device).eval()
     predictions = []
     with torch.inference_mode():
         for path in images:
-            image = prepare_image(path, built.spec.input).unsqueeze(0).to(accelerator.device)
+            image = prepare_image(path, built.spec.input, crop_pct).unsqueeze(0).to(accelerator.device)
             probabilities = built(image).require("logits").float().softmax(dim=1)[0].cpu()
             values, indices = probabilities.topk(min(top, len(class_names)))
             classes = [
@@ -176,11 +179,24 @@ def _check_trained(model: str | Path | nn.Module) -> None:
         )
 
 
-def _data_settings(model: str | Path | nn.Module, data: str | None) -> DataSettings:
-    if data is not None:
-        return DataSettings(source=data)
+def _data_settings(model: str | Path | nn.Module, data: str | None, overrides: Sequence[str]) -> DataSettings:
+    """The run's settings for its own data; for other data only the share of an image that its model was shown."""
+    own = _own_data(model)
+    if data is None and own is None:
+        raise InputError(f"{model} without --data", "images to evaluate on", "add --data folder:PATH")
+    tree = own or {}
+    if data is not None and data != tree.get("source"):
+        tree = {"source": data, "eval_crop_pct": tree.get("eval_crop_pct")}
+    changed = overridden({"data": tree}, overrides)
+    if set(changed) != {"data"}:
+        raise InputError(f"{', '.join(overrides)}", "settings of the data: data.KEY=VALUE", "leave out the others")
+    return validate(DataSettings, changed["data"], prefix="data.")
+
+
+def _own_data(model: str | Path | nn.Module) -> dict[str, Any] | None:
+    """The data settings of a run folder."""
     config = None if isinstance(model, nn.Module) else Path(model) / "config.yaml"
     if config is None or not config.is_file():
-        raise InputError(f"{model} without --data", "images to evaluate on", "add --data folder:PATH")
-    tree = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return validate(DataSettings, tree["data"], prefix="data.")
+        return None
+    tree: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+    return tree

@@ -52,6 +52,21 @@ def test_cut_equals_torchvisions_resized_crop():
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("shape", [(1, 30_000), (30_000, 2), (3, 9_999)])
+def test_very_long_images_lose_their_ends_before_they_are_resized(spec, shape):
+    image = noise(3, *shape)
+    ramp = torch.arange(max(shape)).mul(255).div(max(shape)).byte()
+    image[0] = ramp.view(1, -1) if shape[1] > shape[0] else ramp.view(-1, 1)
+    view = pixels.centre_view(image, spec(224))
+    assert view.shape == (3, 224, 224)
+    assert abs(view[0].float().mean() - 127) < 2  # its centre is the image's
+
+
+def test_images_of_usual_shapes_keep_their_ends():
+    image = noise(3, 10, 300)
+    assert torch.equal(pixels._without_ends(image, (224, 224)), image)
+
+
 def test_mirror_flips_the_marked_images_only():
     images = noise(3, 1, 4, 5)
     flipped = pixels.mirror(images, np.array([True, False, True]))

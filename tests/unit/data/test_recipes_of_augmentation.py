@@ -1,5 +1,7 @@
 """All of the published augmentations together, as the loader applies them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from crossdistill.data import TrainLoader, open_source
 from crossdistill.data.augmentation.transform import TrainTransform
 from crossdistill.data.pixels import cut
 from crossdistill.data.sampler import shuffled
+from crossdistill.errors import InputError
 from crossdistill.settings import AugmentSettings, DataSettings
 
 PUBLISHED = AugmentSettings(
@@ -109,6 +112,38 @@ def test_an_unreadable_partner_leaves_an_image_unmixed(tmp_path, write_tree, spe
     same = (batch.images["student"] == unmixed.images["student"]).flatten(1).all(1)
     assert same[row]
     assert not same.all()
+
+
+def test_few_labels_are_not_lost_by_mixing(photos, spec):
+    targets = np.where(np.arange(len(photos.targets)) % 7, -1, photos.targets)
+    mixed = TrainLoader(photos, np.arange(len(targets)), targets, {"student": spec(8)}, PUBLISHED, seed=0, batch_size=8)
+    batch = torch.cat([batch.target for batch in batches(mixed)])
+    sample_id = torch.cat([batch.sample_id for batch in batches(mixed)])
+    assert torch.equal(batch.sum(1) > 0, torch.from_numpy(targets >= 0)[sample_id])
+
+
+def test_a_grey_image_is_changed_alike_beside_grey_and_coloured_ones(spec):
+    images = [torch.full((1, 24, 24), 40 + index, dtype=torch.uint8) for index in range(20)]
+    chosen = AugmentSettings(crop="none", flip=0.0, rand_augment="rand-m9-mstd0.5-inc1-p1", erase=0.5)
+    transform = TrainTransform({"student": replace(spec(24), mean=(0.2, 0.5, 0.8))}, chosen, 0)
+    grey = transform(torch.stack(images), np.arange(20), 0)["student"]
+    colour = transform([image.expand(3, -1, -1) for image in images], np.arange(20), 0)["student"]
+    assert torch.equal(grey, colour)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+@pytest.mark.parametrize("crop", ["none", "pad", "resized"])
+def test_the_smallest_images_and_views_go_through_everything(spec, side, crop):
+    chosen = PUBLISHED.model_copy(update={"crop": crop, "ratio": (3.0, 4.0), "erase": 1.0, "color_jitter": 0.4})
+    images = [torch.zeros(3, side, 1 + index % 3, dtype=torch.uint8) for index in range(12)]
+    for size in (side, 4):
+        views = TrainTransform({"student": spec(size)}, chosen, 0)(images, np.arange(12), 0)
+        assert views["student"].shape == (12, 3, size, size)
+
+
+def test_a_policy_that_is_none_is_refused_when_the_loader_is_made(tiles, spec):
+    with pytest.raises(InputError, match=r"rand_augment='rand-m9-foo1'"):
+        loader(tiles, spec, AugmentSettings(rand_augment="rand-m9-foo1"))
 
 
 def test_rare_classes_come_again_and_look_different_each_time(photos, spec):

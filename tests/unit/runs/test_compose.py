@@ -214,11 +214,25 @@ def test_teacher_and_student_see_the_same_mixture_where_it_is_made_changes_nothi
     assert first.target.shape == (len(first), 10)
 
 
+def test_data_are_told_apart_by_the_names_of_their_files(tmp_path):
+    image_folder.make(tmp_path, ["dark", "light"], num_images=6, splits=("train", "val", "test"))
+
+    def identity():
+        tree = {"student": {"name": "timm/test_resnet", "image_size": 32}, "data": {"source": f"folder:{tmp_path}"}}
+        return compose(settings.load(tree, ["train.select=best"])).identity()
+
+    before = identity()
+    assert identity() == before
+    (tmp_path / "val" / "dark" / "3.png").rename(tmp_path / "val" / "dark" / "33.png")
+    renamed = identity()
+    (tmp_path / "train" / "dark" / "5.png").rename(tmp_path / "train" / "dark" / "6.png")
+    assert len({one["data_sha256"] for one in (before, renamed, identity())}) == 3
+
+
 def test_evaluation_shows_as_much_as_is_asked_for(tmp_path):
     image_folder.make(tmp_path, ["dark", "light"])
     data = [f"data.source=folder:{tmp_path}"]
-    whole, centre = (
-        next(iter(parts_of("kd", *data, *more).test_loader)).images["student"]
-        for more in ((), ("data.eval_crop_pct=0.5",))
-    )
-    assert not torch.equal(whole, centre)
+    whole, centre = (parts_of("kd", *data, *more) for more in ((), ("data.eval_crop_pct=0.5",)))
+    first, second = (next(iter(parts.test_loader)).images["student"] for parts in (whole, centre))
+    assert not torch.equal(first, second)
+    assert centre.student.spec.input.crop_pct == 0.5  # and so in what is exported

@@ -197,3 +197,14 @@ def test_one_run_and_several_do_not_mix_in_a_folder(tmp_path):
         assert launch.fingerprints(folder) == before
     more = train(tmp_path / "begun with 2", (0, 1, 2))  # a seed more is welcome
     assert [run["seed"] for run in more["rows"][0]["runs"]] == [0, 1, 2]
+
+
+def test_evaluation_takes_settings_of_the_data(teacher):
+    whole = crossdistill.evaluate(teacher)
+    assert crossdistill.evaluate(teacher, "digits")["loss"] == whole["loss"]
+    trained_on = crossdistill.evaluate(teacher, overrides=["data.evaluation_split=train", "data.train_split=test"])
+    assert (trained_on["split"], trained_on["num_samples"]) == ("train", 1437)
+    part = crossdistill.evaluate(teacher, overrides=["data.eval_crop_pct=0.6"])
+    assert part["loss"] != whole["loss"]
+    with pytest.raises(InputError, match=r"data\.KEY=VALUE"):
+        crossdistill.evaluate(teacher, overrides=["train.lr=1"])

@@ -70,7 +70,7 @@ def _fallback(sizes: Sizes, ratio: tuple[float, float]) -> Boxes:
     aspects = widths / heights
     box_heights = np.where(aspects < ratio[0], np.rint(widths / ratio[0]).astype(np.int64), heights)
     box_widths = np.where(aspects > ratio[1], np.rint(heights * ratio[1]).astype(np.int64), widths)
-    return _centre(sizes, box_heights, box_widths)
+    return _centre(sizes, box_heights.clip(min=1), box_widths.clip(min=1))
 
 
 def _centre(sizes: Sizes, heights: NDArray[np.int64], widths: NDArray[np.int64]) -> Boxes:

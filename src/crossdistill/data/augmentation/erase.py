@@ -39,7 +39,7 @@ def draw_erasures(
     area = size[0] * size[1] * (_SMALLEST_AREA + (_LARGEST_AREA - _SMALLEST_AREA) * tries[..., 0])
     aspect = np.exp(_LOG_ASPECT[0] + (_LOG_ASPECT[1] - _LOG_ASPECT[0]) * tries[..., 1])
     extents = np.rint(np.sqrt(np.stack([area * aspect, area / aspect], axis=-1))).astype(np.int64)
-    fits = (extents[..., 0] < size[0]) & (extents[..., 1] < size[1])
+    fits = (extents > 0).all(axis=-1) & (extents[..., 0] < size[0]) & (extents[..., 1] < size[1])
     rows, first = np.arange(len(draws)), fits.argmax(axis=1)
     extent = extents[rows, first]
     corner = np.floor(tries[rows, first, 2:] * (np.array(size) - extent + 1)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Mixup and cutmix between neighbours: image 2j and 2j + 1 of a micro-batch become two mixtures of both.
+"""Mixup and cutmix between neighbours: image 2j and 2j + 1 of a step become two mixtures of both.
 
 Sources: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup", 2017, arXiv:1710.09412; Yun et al., "CutMix", 2019,
 arXiv:1905.04899. Each pair has a mode and a mixing share of its own, as in timm's ``Mixup(mode="pair")``.
@@ -43,6 +43,15 @@ class Mixing:
     cut: NDArray[np.bool_]
     share: NDArray[np.float64]
     centre: NDArray[np.float64]
+
+    def alike(self, labelled: NDArray[np.bool_]) -> Mixing:
+        """Only pairs of two labelled images or of two unlabelled ones: a mixture with neither label would teach less.
+
+        Args:
+            labelled: mask ``(B,)`` over the batch.
+        """
+        kept = labelled[self.places[:, 0]] == labelled[self.places[:, 1]]
+        return Mixing(self.places[kept], self.cut[kept], self.share[kept], self.centre[kept])
 
 
 def draw_mixing(settings: AugmentSettings, seed: int, epoch: int, samples: Ids, present: Ids) -> Mixing:
@@ -109,7 +118,7 @@ def mix_views(views: Mapping[str, Tensor], mixing: Mixing) -> None:
 
 
 def mix_targets(target: Tensor, mixing: Mixing, size: tuple[int, int], num_classes: int) -> Tensor:
-    """Class probabilities ``(B, K)`` of the mixed images; zeros where an image or its partner has no label.
+    """Class probabilities ``(B, K)`` of the mixed images; zeros where there is no label (see :meth:`Mixing.alike`).
 
     Args:
         target: classes ``(B,)``, -1 for unlabelled.
@@ -120,7 +129,6 @@ def mix_targets(target: Tensor, mixing: Mixing, size: tuple[int, int], num_class
     mixed = plain.clone()
     first, second = torch.from_numpy(mixing.places).T
     share = torch.from_numpy(kept_shares(mixing, size)).float()[:, None]
-    both = (labelled[first] & labelled[second])[:, None]
-    mixed[first] = both * (share * plain[first] + (1 - share) * plain[second])
-    mixed[second] = both * (share * plain[second] + (1 - share) * plain[first])
+    mixed[first] = share * plain[first] + (1 - share) * plain[second]
+    mixed[second] = share * plain[second] + (1 - share) * plain[first]
     return mixed

@@ -74,6 +74,9 @@ class TrainTransform:
     settings: AugmentSettings
     seed: int
 
+    def __post_init__(self) -> None:
+        self.policy  # noqa: B018, read now, so that a text that is none is refused before training
+
     def __call__(self, images: Images, sample_id: Ids, epoch: int, occurrence: Ids | None = None) -> dict[str, Tensor]:
         """Views ``(B, C, H, W)``; all show the same part of a sample, changed alike, each as its model wants it.
 
@@ -119,8 +122,10 @@ class TrainTransform:
     def _change(self, images: Tensor, spec: InputSpec, draws: Draws) -> Tensor:
         """RandAugment, then colour jitter, in place."""
         if self.policy is not None:
-            layers = draw_layers(self.policy, draws[:, _LAYERS.start :])
-            images = apply_layers(images, layers, self._fill(spec)[: images.shape[1]])
+            layers, fill = draw_layers(self.policy, draws[:, _LAYERS.start :]), self._fill(spec)
+            if images.shape[1] < len(fill):  # grey becomes three channels now, since what lies outside is no grey
+                images = images.repeat(1, len(fill), 1, 1)
+            images = apply_layers(images, layers, fill)
         if self.settings.color_jitter:
             images = jitter(images, *draw_jitter(self.settings.color_jitter, draws[:, _JITTER]))
         return images

@@ -35,7 +35,7 @@ def samples(count, start=0):
 def test_images_and_targets_equal_the_slow_reference(count, alphas, targets, seed):
     chosen = AugmentSettings(mixup=alphas[0], cutmix=alphas[1], mix_probability=0.8)
     images, target = torch.rand(count, 2, 12, 9), torch.tensor(targets[:count])
-    mixing = draw_mixing(chosen, seed, 1, samples(count), np.arange(count))
+    mixing = draw_mixing(chosen, seed, 1, samples(count), np.arange(count)).alike((target >= 0).numpy())
     expected_images, expected_targets = mixed(
         images, target.tolist(), mixing.places.tolist(), mixing.cut, mixing.share, mixing.centre, 4
     )
@@ -79,6 +79,14 @@ def test_a_single_image_and_one_whose_partner_is_unreadable_stay_as_they_are():
     assert torch.equal(after[[2, 5]], images[[2, 5]])
     target = mix_targets(torch.tensor([0, 1, 2, 0, 1, 2]), mixing, (8, 8), 3)
     assert target[[2, 5]].tolist() == [[0, 0, 1], [0, 0, 1]]
+
+
+def test_labelled_images_are_mixed_with_labelled_ones_only():
+    labelled = np.array([True, True, False, False, True, False, False, True])
+    mixing = draw_mixing(BOTH, 0, 0, samples(8), np.arange(8)).alike(labelled)
+    assert mixing.places.tolist() == [[0, 1], [2, 3]]
+    target = mix_targets(torch.where(torch.from_numpy(labelled), 1, -1), mixing, (8, 8), 3)
+    assert torch.equal(target.sum(1) > 0, torch.from_numpy(labelled))
 
 
 def test_views_of_other_sizes_are_mixed_alike():
