@@ -160,8 +160,10 @@ def test_the_picture_depends_on_the_seed_alone(run, tmp_path):
         ("data digits --recipe digits/teacher data.limit=3", "unknown key 'data.limit'"),
         ("data digits train.lr=1", "unknown key 'train'"),
         ("data digits --out taken/a.png", "cannot write"),
+        ("data digits --out .", "give data-samples.png instead"),
         ("data digits --samples 0", "samples"),
         ("data digits --seed -1", "seed"),
+        ("data digits seed=-1", "seed = -1"),
         ("data digits student.name=resnot18", "resnot18"),
         ("data", "data"),
     ],
@@ -184,6 +186,25 @@ def test_a_run_warns_of_images_it_is_trained_and_tested_on(photos, tmp_path, cap
     assert cli.run([*line.split(), "--out", str(tmp_path / "run")]) == 0
     (warning,) = json.loads(capsys.readouterr().out)["warnings"]
     assert warning.startswith("2 images of the 12 that accuracy is measured on are also among the training images")
+
+
+def test_a_run_warns_of_images_it_is_trained_and_chosen_on(tmp_path, capsys):
+    """Images of two sizes, which are not held in memory: their files are compared."""
+    root = image_folder.make(tmp_path / "photos", ["ant", "bee"], splits=("train", "val", "test"))
+    Image.new("RGB", (12, 9), (90, 20, 40)).save(root / "train" / "ant" / "large.png")
+    shutil.copy(root / "train" / "ant" / "large.png", root / "val" / "bee" / "large.png")
+    shutil.copy(root / "train" / "bee" / "0.png", root / "test" / "bee" / "0.png")
+    line = (
+        f"train --model test_resnet --image-size 16 --data folder:{root} --steps 2 --batch-size 4 --device cpu --json"
+    )
+    told = {"accuracy is measured on": "1 image of the 8", "the best epoch is chosen by": "1 image of the 9"}
+    for select, purposes in (("best", [*told]), ("last", ["accuracy is measured on"])):
+        out = tmp_path / select
+        assert cli.run([*line.split(), "--out", str(out), "data.workers=0", f"train.select={select}"]) == 0
+        warnings = json.loads(capsys.readouterr().out)["warnings"]
+        assert [warning.partition(" is also among")[0] for warning in warnings] == [
+            f"{told[purpose]} that {purpose}" for purpose in purposes
+        ]
 
 
 @pytest.mark.slow

@@ -13,31 +13,34 @@ from crossdistill.cli import options as o
 from crossdistill.cli.show import print_json
 from crossdistill.cli.show_data import show_data
 
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", metavar="NAME|FILE", help="Show what its student sees under its settings.", show_default=False
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size", min=4, help="Height and width in pixels.", show_default="the student's, else 224 or its own"
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Of the random changes.", show_default="the recipe's first, else 0"),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Read headers only; duplicates are then files of equal bytes.")]
+
 
 def command(
     data: Annotated[str, typer.Argument(metavar="DATA", help=o.DATA_HELP)],
     overrides: o.Overrides = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            "--recipe", metavar="NAME|FILE", help="Show what its student sees under its settings.", show_default=False
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            "--image-size", min=4, help="Height and width in pixels.", show_default="the student's, else 224 or its own"
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, help="Of the random changes.", show_default="the recipe's first, else 0"),
-    ] = None,
+    recipe: Recipe = None,
+    image_size: ImageSize = None,
+    seed: Seed = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Rows of the picture.")] = 8,
     out: Annotated[Path, typer.Option("--out", metavar="PNG", help="The picture.")] = Path("data-samples.png"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Read headers only; duplicates are then files of equal bytes.")
-    ] = False,
+    quick: Quick = False,
     as_json: o.Json = False,
 ) -> None:
     """Count, measure and compare the images of a data set, and draw some as training will see them.

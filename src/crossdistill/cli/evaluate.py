@@ -17,7 +17,10 @@ def command(
     image_size: Annotated[
         int | None, typer.Option("--image-size", help="Height and width in pixels.", show_default="the model's own")
     ] = None,
-    overrides: o.Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings of the data: data.label_column=grade.", show_default=False),
+    ] = None,
     class_map: o.ClassMap = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     allow_code: o.AllowCode = False,

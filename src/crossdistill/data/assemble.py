@@ -114,6 +114,12 @@ class TrainAssembly:
         started = Started(travels, target, kept[:, 0], epoch, draws, mixing)
         return started if self.on_device else self.finish(started)
 
+    def complete(self, made: Batch | Started | None, device: torch.device | None) -> Batch | None:
+        """A batch of what a worker made: as it is, or finished on this device."""
+        if not isinstance(made, Started):
+            return made
+        return self.finish(made if device is None else made.to(device))
+
     def finish(self, started: Started) -> Batch:
         """Change the pixels, wherever they lie, and mix neighbours; with these, targets are class probabilities."""
         images, mixing = started.images, started.mixing

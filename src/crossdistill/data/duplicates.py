@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.contracts import UNLABELLED
-from crossdistill.data.held import HeldSource
-from crossdistill.data.scan import Scan, digest, scan
+from crossdistill.data.held import HeldSource, num_cores
+from crossdistill.data.scan import Scan, digest, encoded, file_digest, scan
 from crossdistill.data.source import Source
 
 NUM_EXAMPLES = 5
 _NUM_AT_ONCE = 4096
+_LIMIT_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +54,12 @@ class Overlap:
     examples: tuple[Pair, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Duplicates:
-    """Overlaps of all splits with themselves and with one another, also where there are none."""
-
-    overlaps: tuple[Overlap, ...]
-
-    def between(self, earlier: str, later: str) -> Overlap:
-        """The overlap of two splits, in the order in which they were given; or of one with itself."""
-        return next(one for one in self.overlaps if (one.earlier, one.later) == (earlier, later))
-
-
 def find_duplicates(
     sources: Mapping[str, Source], scans: Mapping[str, Scan] | None = None, *, num_examples: int = NUM_EXAMPLES
-) -> Duplicates:
-    """Find equal images within and across splits; images that cannot be read equal no other.
+) -> tuple[Overlap, ...]:
+    """Overlaps of all splits with themselves and with those before them, also where there are none.
+
+    Images that cannot be read equal no other.
 
     Args:
         sources: the splits by name.
@@ -84,38 +79,78 @@ def find_duplicates(
                 if (found := scans[later].digests[index]) is not None and found in first
             ]
             overlaps.append(_overlap(earlier, sources[earlier], later, source, pairs, num_examples))
-    return Duplicates(tuple(overlaps))
+    return tuple(overlaps)
 
 
-def crossing(train: Source, evaluation: Source, ids: NDArray[np.int64] | None = None) -> str | None:
+def crossing(
+    train: Source,
+    evaluation: Source,
+    ids: NDArray[np.int64] | None = None,
+    *,
+    purpose: str = "accuracy is measured on",
+    limit_bytes: int = _LIMIT_BYTES,
+) -> str | None:
     """A warning if images of the evaluation split are among those trained on; ``None`` if none is, or if unknown.
 
-    Only images held in memory are compared, since decoding large sets again for this would take long.
+    Images held in memory are compared by their pixels. Decoding others again would take long: of these the encoded
+    files are compared, and nothing where all files together are too large to be read once more.
 
     Args:
         ids: the images trained on, by their id in ``train``; default all.
+        purpose: what the evaluation split is there for.
+        limit_bytes: most bytes of files.
     """
-    if not isinstance(train, HeldSource) or not isinstance(evaluation, HeldSource):
+    in_memory = _in_memory(train) and _in_memory(evaluation)
+    if not in_memory and not _are_small((train, evaluation), limit_bytes):
         return None
-    if not train.in_memory or not evaluation.in_memory:
-        return None
-    seen = set(_digests(train, np.arange(len(train.targets)) if ids is None else ids))
+    digests = _pixel_digests if in_memory else _file_digests
     num_evaluation = len(evaluation.targets)
-    count = sum(one in seen for one in _digests(evaluation, np.arange(num_evaluation)))
+    seen = set(digests(train, np.arange(len(train.targets)) if ids is None else ids)) - {None}
+    count = sum(one in seen for one in digests(evaluation, np.arange(num_evaluation)))
     if not count:
         return None
-    images = "1 image" if count == 1 else f"{count:,} images"
+    images, part = "1 image" if count == 1 else f"{count:,} images", "pixel" if in_memory else "byte"
     return (
-        f"{images} of the {num_evaluation:,} that accuracy is measured on {'is' if count == 1 else 'are'} also among "
-        "the training images, pixel by pixel; `crossdistill data` lists them"
+        f"{images} of the {num_evaluation:,} that {purpose} {'is' if count == 1 else 'are'} also among the training "
+        f"images, {part} by {part}; `crossdistill data` lists them"
     )
 
 
-def _digests(source: HeldSource, ids: NDArray[np.int64]) -> list[bytes]:
-    found: list[bytes] = []
+def _in_memory(source: Source) -> bool:
+    return isinstance(source, HeldSource) and source.in_memory
+
+
+def _are_small(sources: Iterable[Source], limit_bytes: int) -> bool:
+    """Whether the files of these sources have so many bytes at most; not if one of them holds no files."""
+    files = [() if (inmost := encoded(source)) is None else inmost.files for source in sources]
+    if not all(files):
+        return False
+    num_bytes = 0
+    for file in dict.fromkeys(chain.from_iterable(files)):
+        num_bytes += _size(file)
+        if num_bytes > limit_bytes:  # the files of large sets are many, and not asked for their sizes
+            return False
+    return True
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # it equals no other
+        return 0
+
+
+def _pixel_digests(source: Source, ids: NDArray[np.int64]) -> list[bytes | None]:
+    assert isinstance(source, HeldSource)  # as others do not hold images in memory
+    found: list[bytes | None] = []
     for start in range(0, len(ids), _NUM_AT_ONCE):
         found += [digest(image) for image in source.read_batch(ids[start : start + _NUM_AT_ONCE]).images]
     return found
+
+
+def _file_digests(source: Source, ids: NDArray[np.int64]) -> list[bytes | None]:
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return list(pool.map(lambda index: file_digest(source, index), ids.tolist()))
 
 
 def _first_of_each(digests: Sequence[bytes | None]) -> tuple[dict[bytes, int], list[int]]:

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from crossdistill.contracts import Batch, InputSpec
-from crossdistill.data.assemble import EvalAssembly, Started, TrainAssembly
+from crossdistill.data.assemble import EvalAssembly, TrainAssembly
 from crossdistill.data.augmentation.transform import EvalTransform, TrainTransform, resolve_augment
-from crossdistill.data.feed import Batches, Feed, Made
+from crossdistill.data.feed import Batches, Feed
 from crossdistill.data.held import HeldSource
 from crossdistill.data.pixels import check_channels
 from crossdistill.data.sampler import Order, batches, check_sizes, class_balanced, num_steps, shuffled
@@ -101,7 +101,7 @@ class TrainLoader:
         plan = self.plan(epoch)[start_step:]
         answers = self._feed([(epoch, samples) for step in plan for samples in step])
         for step in plan:
-            micro_batches = [self._finished(next(answers)) for _ in step]
+            micro_batches = [self._assembly.complete(next(answers), self.augment_device) for _ in step]
             yield [batch for batch in micro_batches if batch is not None]
 
     def plan(self, epoch: int) -> list[list[Order]]:
@@ -121,7 +121,7 @@ class TrainLoader:
         Not while an epoch is being read; ``None`` where no image can be read.
         """
         (made,) = self._feed([(epoch, samples)])
-        return self._finished(made)
+        return self._assembly.complete(made, self.augment_device)
 
     def _order(self, epoch: int) -> Order:
         if self.balanced:
@@ -130,11 +130,6 @@ class TrainLoader:
 
     def _samples(self, part: Order) -> Order:
         return np.stack([self.ids[part[:, 0]], part[:, 1]], axis=1)
-
-    def _finished(self, made: Made | None) -> Batch | None:
-        if not isinstance(made, Started):
-            return made
-        return self._assembly.finish(made if self.augment_device is None else made.to(self.augment_device))
 
 
 class EvalLoader:

@@ -8,25 +8,22 @@ from crossdistill.data.held import HeldSource
 from crossdistill.data.shards.stream import Stream
 from crossdistill.data.source import Source, Splits
 from crossdistill.data.sources.digits import open_digits
-from crossdistill.data.sources.folder import open_folder
-from crossdistill.data.sources.hub import open_hub
-from crossdistill.data.sources.idx import open_idx
-from crossdistill.data.sources.known import KNOWN, open_known
+from crossdistill.data.sources.kinds import KINDS, check_columns, open_kind
+from crossdistill.data.sources.known import KNOWN, VARIABLE, known_by_folder, open_known
 from crossdistill.data.sources.layout import find_layout
-from crossdistill.data.sources.npz import open_npz
-from crossdistill.data.sources.parquet import open_parquet
 from crossdistill.errors import InputError, nearest
 from crossdistill.settings import DataSettings
 
-_KINDS = {"folder": "PATH", "parquet": "PATH", "idx": "PATH", "npz": "FILE", "hf": "ID", "wds": "PATTERN"}
-_SOURCES = ("digits", *(f"{kind}:{what}" for kind, what in _KINDS.items()), *KNOWN)
+_OPERANDS = {word: kind.operand for word, kind in KINDS.items() if kind.operand is not None}
+_SOURCES = ("digits", *(f"{word}:{operand}" for word, operand in _OPERANDS.items()), *KNOWN)
+_HELD = "class folders, parquet, IDX or npz files, shards, what save_to_disk writes, CIFAR's binary version"
 
 
 def open_source(settings: DataSettings) -> Splits:
     """Find the images of a data source and read their labels; pixels are read when they are needed.
 
     Raises:
-        InputError: unknown source, or one that is not as its kind must be.
+        InputError: unknown source, one that is not as its kind must be, or settings that it has no use for.
     """
     splits = _open(settings)
     validation = _held(splits.validation) if splits.validation is not None else None
@@ -38,38 +35,43 @@ def _held(source: Source) -> Source:
 
 
 def _open(settings: DataSettings) -> Splits:
-    kind, colon, path = settings.source.partition(":")
-    if settings.source == "digits":
+    source = settings.source
+    kind, colon, path = source.partition(":")
+    if not (source == "digits" or source in KNOWN or kind in _OPERANDS):
+        raise _unknown(source, kind if colon else source)
+    if settings.stream is not None and kind != "wds":
+        raise InputError(
+            f"data source {source!r} with data.stream, which describes remote shards (wds:)",
+            "no data.stream: these images are counted",
+            "drop it",
+        )
+    if source == "digits":
+        check_columns(settings, (), source)
         return open_digits(settings)
-    if settings.source in KNOWN:
-        return open_known(settings.source, settings)
-    if kind in _KINDS and not path:
-        raise InputError(f"data source {settings.source!r}", f"{kind}:{_KINDS[kind]}", "add it after the colon")
-    if kind == "folder":
-        return open_folder(Path(path).expanduser(), settings)
-    if kind == "parquet":
-        return open_parquet(path, settings)
-    if kind == "idx":
-        return open_idx(Path(path).expanduser(), settings)
-    if kind == "npz":
-        return open_npz(Path(path).expanduser(), settings)
-    if kind == "hf":
-        return open_hub(path, settings)
-    if kind == "wds":
-        from crossdistill.data.shards.open import open_webdataset  # needed here only
-
-        return open_webdataset(path, settings)
-    raise _unknown(settings.source, kind if colon else settings.source)
+    if source in KNOWN:
+        return open_known(source, settings)
+    if not path:
+        raise InputError(f"data source {source!r}", f"{kind}:{_OPERANDS[kind]}", "add it after the colon")
+    return open_kind(kind, path, settings)
 
 
 def _unknown(source: str, kind: str) -> InputError:
     expected = f"one of {', '.join(_SOURCES)}"
     path = Path(source).expanduser()
-    if path.exists():
-        word, place = find_layout(path) or ("folder", path)
-        told = f"did you mean '{word}:{source}'?"
-        if word == "cifar":
-            told = f"give a known name, cifar10 or cifar100, and set CROSSDISTILL_DATA={place.parent}"
-        return InputError(f"data source {source!r}", expected, told)
+    if source and path.exists():
+        return InputError(f"data source {source!r}", expected, _told_of(path, source))
     known_words = {one.partition(":")[0]: one for one in _SOURCES}
     return InputError(f"data source {source!r}", expected, nearest(kind, known_words))
+
+
+def _told_of(path: Path, source: str) -> str:
+    """How to open what lies at a path that was given without a kind."""
+    found = find_layout(path)
+    if found is None:
+        return f"check what it holds, which is none of these: {_HELD}"
+    word, place = found
+    if word != "cifar":
+        return f"did you mean '{word}:{source if place == path else place}'?"
+    name = known_by_folder(place)
+    told = f"give the known name {name}" if name else "rename the folder to cifar10 or cifar100, give that name"
+    return f"{told}, and set {VARIABLE}={place.parent}"

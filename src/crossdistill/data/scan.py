@@ -18,6 +18,7 @@ from crossdistill.data.held import HeldSource, num_cores
 from crossdistill.data.source import CorruptImage, Source
 from crossdistill.data.sources.decode import EncodedSource, ImageFile, shape_of
 from crossdistill.data.sources.subset import Subset
+from crossdistill.errors import InputError
 
 _NUM_AT_ONCE = 512
 _DIGEST_BYTES = 16
@@ -27,9 +28,9 @@ _DIGEST_BYTES = 16
 class Scan:
     """What is known of every image of a source; ``None`` and zeros stand for an image that cannot be read.
 
-    ``shapes`` is ``(N, 3)``: channels, height, width. Equal ``digests`` mean equal pixels in images of equal shape,
-    or equal files where only files were read. ``formats`` counts images by format, such as "JPEG"; empty for sources
-    that hold plain pixels.
+    ``shapes`` is ``(N, 3)``: channels, height, width. Equal ``digests`` mean equal pixels in images of equal size, or
+    equal files where only files were read. ``formats`` counts images by format, such as "JPEG"; empty for sources that
+    hold plain pixels.
     """
 
     shapes: NDArray[np.int64]
@@ -79,9 +80,29 @@ def _found(source: Source, quick: bool) -> Iterator[_Found | CorruptImage]:
 
 
 def digest(pixels: Tensor | NDArray[np.uint8]) -> bytes:
-    """A hash of shape and values of uint8 pixels ``(C, H, W)``."""
+    """A hash of shape and values of uint8 pixels ``(C, H, W)``; three equal channels count as one of grey.
+
+    Some formats, such as WebP, know no grey images.
+    """
     values = np.ascontiguousarray(pixels)
+    if len(values) == 3 and (values[1:] == values[0]).all():
+        values = values[:1]
     return _hash(f"{values.shape}".encode(), values.data)
+
+
+def file_digest(source: Source, index: int) -> bytes | None:
+    """A hash of the encoded image; ``None`` where there is none, or it cannot be read."""
+    inmost, index = _inmost(source, index)
+    try:
+        return _hash(_content(inmost.file(index))) if isinstance(inmost, EncodedSource) else None
+    except (CorruptImage, InputError, OSError):
+        return None
+
+
+def encoded(source: Source) -> EncodedSource | None:
+    """The source of encoded images that this one reads from; ``None`` for plain pixels and streams."""
+    inmost, _ = _inmost(source, 0)
+    return inmost if isinstance(inmost, EncodedSource) else None
 
 
 def _hash(*parts: bytes | memoryview) -> bytes:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from crossdistill.contracts import UNLABELLED, InputSpec
-from crossdistill.data import Source, Splits, open_source, select_training
+from crossdistill.data import Source, Splits, Stream, open_source, resolve_augment, select_training
 from crossdistill.data.duplicates import Overlap, Pair, Place, find_duplicates
 from crossdistill.data.scan import scan
 from crossdistill.data.source import TINY_SIDE
@@ -22,7 +23,16 @@ from crossdistill.report.samples import draw_samples
 from crossdistill.runs.compose import model_of
 from crossdistill.runs.recipes import read_recipe
 from crossdistill.runs.sample_views import Training, choose_samples, sample_rows
-from crossdistill.settings import AugmentSettings, DataSettings, ModelSettings, Settings, Strict, overridden, validate
+from crossdistill.settings import (
+    AugmentSettings,
+    DataSettings,
+    ModelSettings,
+    Settings,
+    Strict,
+    TrainSettings,
+    overridden,
+    validate,
+)
 
 PICTURE = Path("data-samples.png")
 _USUAL_SIDE = 224
@@ -37,7 +47,7 @@ class DataAlone(Strict):
 
     data: DataSettings
     student: ModelSettings | None = None
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     allow_code: bool = False
 
 
@@ -67,25 +77,48 @@ def look(
         watch: called while images are looked at.
 
     Raises:
-        InputError: data, a recipe or settings that are wrong, or a picture that cannot be written.
+        InputError: data, a recipe, a seed or settings that are wrong, or a picture that cannot be written.
     """
+    _check(seed, picture)
     settings = _settings(source, recipe, overrides, image_size)
-    if settings.data.stream is not None:
-        raise InputError(f"remote stream {source!r}", "data that can be read by index", "look at a local copy of it")
-    splits = open_source(settings.data)
-    spec = _input_spec(settings, splits, image_size)
-    training = _training(settings, splits, spec, settings.seed if seed is None else seed)
+    splits = _open(settings.data)
+    training = _training(settings, splits, image_size, settings.seed if seed is None else seed)
     shown = _draw(training, settings, num_samples, picture)
-    sources = sources_of(splits)
-    scans = {name: scan(one, quick=quick, watch=_watch(watch, name, one)) for name, one in sources.items()}
     return {
         "source": source,
         "num_classes": len(splits.class_names),
         "evaluation_split": splits.evaluation_name,
+        **_figures(sources_of(splits), quick, watch),
+        "picture": shown,
+    }
+
+
+def _check(seed: int | None, picture: Path) -> None:
+    """Refuse what must not be found out only after every image was looked at."""
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed}", "a whole number from 0, below 2^63", "give another seed")
+    if picture.is_dir():
+        raise InputError(
+            f"the picture {picture}, which is a folder", "the name of a PNG file", f"give {picture / PICTURE} instead"
+        )
+
+
+def _open(data: DataSettings) -> Splits:
+    splits = open_source(data)
+    if isinstance(splits.train, Stream):
+        raise InputError(
+            f"remote stream {data.source!r}", "data that can be read by index", "look at a local copy of it"
+        )
+    return splits
+
+
+def _figures(sources: Mapping[str, Source], quick: bool, watch: Watch | None) -> dict[str, Any]:
+    """What one pass over all images finds."""
+    scans = {name: scan(one, quick=quick, watch=_watch(watch, name, one)) for name, one in sources.items()}
+    return {
         "splits": {name: _plain(one, summarise(one, scans[name])) for name, one in sources.items()},
         "duplicates_compare": "files" if quick else "pixels",
-        "duplicates": [_plain_overlap(one) for one in find_duplicates(sources, scans).overlaps],
-        "picture": shown,
+        "duplicates": [_plain_overlap(one) for one in find_duplicates(sources, scans)],
     }
 
 
@@ -125,16 +158,26 @@ def _input_spec(settings: Settings | DataAlone, splits: Splits, image_size: int 
     return InputSpec(size, 3, _IMAGENET_MEAN, _IMAGENET_STD)
 
 
-def _training(settings: Settings | DataAlone, splits: Splits, spec: InputSpec, seed: int) -> Training:
+def _training(settings: Settings | DataAlone, splits: Splits, image_size: int | None, seed: int) -> Training:
     """The images that a run with these settings trains on."""
     data, train = settings.data, splits.train
-    best = isinstance(settings, Settings) and settings.train.select == "best" and splits.validation is None
+    fit = settings.train if isinstance(settings, Settings) else TrainSettings()
+    best = fit.select == "best" and splits.validation is None
     chosen = select_training(train.targets, data, seed, best, splits.class_names)
     distilled = isinstance(settings, Settings) and bool(settings.teachers)
     ids = chosen.train_ids if distilled else chosen.train_ids[chosen.labelled[chosen.train_ids]]
     targets = np.where(chosen.labelled, train.targets, UNLABELLED)
-    balanced = data.sampling == "class_balanced"
-    return Training(train, ids, targets, spec, data.augment, seed, balanced=balanced, crop_pct=data.eval_crop_pct)
+    return Training(
+        train,
+        ids,
+        targets,
+        _input_spec(settings, splits, image_size),
+        data.augment,
+        seed,
+        fit.batch_size,
+        balanced=data.sampling == "class_balanced",
+        crop_pct=data.eval_crop_pct,
+    )
 
 
 def _draw(training: Training, settings: Settings | DataAlone, num_samples: int, picture: Path) -> dict[str, Any]:
@@ -143,7 +186,7 @@ def _draw(training: Training, settings: Settings | DataAlone, num_samples: int, 
     if not samples:
         raise InputError(f"{training.source.name}, of which no image can be read", "images", "mend the files")
     columns, rows = sample_rows(training, samples)
-    augment = training.loader(training.ids[:1]).augment
+    augment = resolve_augment(training.augment, training.source)
     height, width = training.spec.image_size
     student = "" if settings.student is None else f"{settings.student.name}, "
     balanced = "class-balanced, " if training.balanced else ""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossdistill.contracts import Batch, InputSpec
 from crossdistill.data import CorruptImage, EvalLoader, Source, TrainLoader
-from crossdistill.data.sampler import Order, class_balanced, permutation, shuffled
+from crossdistill.data.philox import Purpose, random_order
 from crossdistill.report.samples import Cell, Row
 from crossdistill.runs.compose import STUDENT_VIEW
 from crossdistill.settings import AugmentSettings
@@ -26,9 +26,10 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What decides the pixels of a training run: images, labels, the student's input, random changes.
+    """What decides the pixels of a training run: images, labels, the student's input, random changes, and its steps.
 
     ``targets`` ``(N,)`` are those of the whole source, -1 for unlabelled; ``ids`` the images that are trained on.
+    ``batch_size`` is that of the run: mixing partners are of one step, and an epoch drops its incomplete last step.
     ``crop_pct`` is of the evaluation, as :class:`EvalLoader` takes it.
     """
 
@@ -38,25 +39,21 @@ class Training:
     spec: InputSpec
     augment: AugmentSettings
     seed: int
+    batch_size: int
     balanced: bool = False
     crop_pct: float | None = None
 
-    def order(self, epoch: int) -> Order:
-        """What that epoch shows in turn ``(N, 2)``: places among ``ids``, and how often each came before."""
-        if self.balanced:
-            return class_balanced(self.targets[self.ids], seed=self.seed, epoch=epoch)
-        return shuffled(len(self.ids), seed=self.seed, epoch=epoch)
-
-    def loader(self, ids: Ids) -> TrainLoader:
-        """The loader of a run for these images alone, in one batch."""
+    def loader(self) -> TrainLoader:
+        """The loader of the run, in this process."""
         return TrainLoader(
             self.source,
-            ids,
+            self.ids,
             self.targets,
             {STUDENT_VIEW: self.spec},
             self.augment,
             seed=self.seed,
-            batch_size=len(ids),
+            batch_size=self.batch_size,
+            balanced=self.balanced,
             workers=0,
             max_corrupt_share=1.0,
         )
@@ -64,7 +61,7 @@ class Training:
 
 def choose_samples(training: Training, num_samples: int) -> list[int]:
     """Readable labelled images, spread evenly over the classes and sorted by class; fewer if there are no more."""
-    shuffled = np.random.default_rng(training.seed).permutation(training.ids)
+    shuffled = training.ids[random_order(len(training.ids), seed=training.seed, purpose=Purpose.PICTURE)]
     targets = training.targets[shuffled]
     classes = np.unique(targets[targets >= 0])
     places = np.linspace(0, len(classes) - 1, num=min(num_samples, len(classes))).round().astype(int)
@@ -101,7 +98,8 @@ def sample_rows(training: Training, samples: list[int], *, num_epochs: int = NUM
         crop_pct=training.crop_pct,
     )
     columns = [_cells(training, batch, captions=False) for batch in evaluated]
-    columns += [_epoch_of(training, samples, epoch) for epoch in range(num_epochs)]
+    loader = training.loader()
+    columns += [_epoch_of(training, loader, samples, epoch) for epoch in range(num_epochs)]
     rows = []
     for index in samples:
         name = training.source.class_names[training.targets[index]]
@@ -109,33 +107,33 @@ def sample_rows(training: Training, samples: list[int], *, num_epochs: int = NUM
     return ["as evaluated", *(f"epoch {epoch + 1}" for epoch in range(num_epochs))], rows
 
 
-def _epoch_of(training: Training, samples: list[int], epoch: int) -> Mapping[int, Cell]:
-    """Cells of the samples as that epoch of training shows them, each beside the image that it is mixed with there.
+def _epoch_of(training: Training, loader: TrainLoader, samples: list[int], epoch: int) -> Mapping[int, Cell]:
+    """Cells of the samples as that epoch of training shows them first, each mixed with its partner there.
 
-    Class-balanced epochs leave out some images of large classes, which then have no cell.
+    An image has no cell in an epoch that leaves it out: every epoch drops its incomplete last step, and a
+    class-balanced one some images of large classes.
     """
-    order = training.order(epoch)
-    order[:, 0] = training.ids[order[:, 0]]
-    shown = np.flatnonzero(np.isin(order[:, 0], samples) & (order[:, 1] == 0))
-    if not len(shown):
-        return {}
-    pairs = np.unique(shown // 2)
-    wanted = np.concatenate([order[2 * pair : 2 * pair + 2, 0] for pair in pairs])
-    # A loader shuffles what it is given; these ids come out of it in the order that is wanted.
-    ids = np.empty_like(wanted)
-    ids[permutation(len(wanted), seed=training.seed, epoch=epoch)] = wanted
-    ((batch,),) = training.loader(ids).epoch(epoch)
-    return _cells(training, batch)
+    cells: dict[int, Cell] = {}
+    for part in (part for step in loader.plan(epoch) for part in step):
+        found = np.flatnonzero(np.isin(part[:, 0], [index for index in samples if index not in cells]))
+        if not len(found):
+            continue
+        # The pairs are enough, since nothing else of a step changes an image.
+        places = np.unique(found // 2)[:, None] * 2 + np.arange(2)
+        batch = loader.batch(epoch, part[places[places < len(part)]])
+        if batch is not None:
+            cells = {**_cells(training, batch), **cells}
+    return cells
 
 
 def _cells(training: Training, batch: Batch, *, captions: bool = True) -> Mapping[int, Cell]:
-    """A cell for every image of a batch, by sample id."""
+    """A cell for every image of a batch, by sample id; of an image that is there several times, the first."""
     images = _shown(batch.images[STUDENT_VIEW], training.spec)
     names = training.source.class_names
-    return {
-        int(index): Cell(image, _mixture(target, names) if captions and target.ndim else ())
-        for index, image, target in zip(batch.sample_id, images, batch.target, strict=True)
-    }
+    cells: dict[int, Cell] = {}
+    for index, image, target in zip(batch.sample_id.tolist(), images, batch.target, strict=True):
+        cells.setdefault(index, Cell(image, _mixture(target, names) if captions and target.ndim else ()))
+    return cells
 
 
 def _shown(images: Tensor, spec: InputSpec) -> NDArray[np.uint8]:

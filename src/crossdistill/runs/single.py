@@ -160,10 +160,13 @@ def _note_corrupt(parts: Parts) -> None:
 
 
 def _note_crossing(parts: Parts) -> None:
-    """A warning about images that were trained on and that accuracy is measured on."""
-    warning = crossing(parts.splits.train, parts.splits.evaluation, parts.train_loader.ids)
-    if warning is not None:
-        parts.warnings.append(warning)
+    """Warnings about images that were trained on, and that accuracy is measured on or the best epoch chosen by."""
+    splits = parts.splits
+    used = {"accuracy is measured on": splits.evaluation}
+    if splits.validation is not None and parts.settings.train.select == "best":
+        used["the best epoch is chosen by"] = splits.validation
+    warnings = [crossing(splits.train, one, parts.train_loader.ids, purpose=purpose) for purpose, one in used.items()]
+    parts.warnings.extend(warning for warning in warnings if warning is not None)
 
 
 def _results(parts: Parts, rows: list[Row], *, num_evaluation: int, seconds: float) -> Results:

@@ -42,6 +42,29 @@ def assert_same(first, second):
         assert one.epoch == other.epoch
 
 
+@pytest.mark.parametrize("batch_size", [7, 8])
+def test_a_plan_names_the_samples_of_an_epoch_and_any_pairs_of_it_can_be_had_alone(photos, spec, batch_size):
+    augment = AugmentSettings(crop="resized", mixup=0.8, cutmix=1.0, erase=0.5, rand_augment="rand-m9-mstd0.5-inc1")
+    options = {"batch_size": batch_size, "device_batch_size": 4, "augment": augment, "balanced": True, "workers": 0}
+    loader = train_loader(photos, {"student": spec(16)}, ids=np.arange(3, 26), **options)
+    plan, steps = loader.plan(2), list(loader.epoch(2))
+    assert [[part[:, 0].tolist() for part in step] for step in plan] == [
+        [batch.sample_id.tolist() for batch in step] for step in steps
+    ]
+    occurrences = {}
+    for sample, occurrence in np.concatenate([part for step in plan for part in step]).tolist():
+        occurrences.setdefault(sample, []).append(occurrence)
+    assert max(map(len, occurrences.values())) > 1
+    assert all(len(set(own)) == len(own) for own in occurrences.values())
+    for part, batch in zip((part for step in plan for part in step), flat(steps), strict=True):
+        for start in range(0, len(part), 2):
+            own = slice(start, start + 2)
+            alone = loader.batch(2, part[own])
+            assert alone.sample_id.tolist() == batch.sample_id[own].tolist()
+            assert torch.equal(alone.target, batch.target[own])
+            assert torch.equal(alone.images["student"], batch.images["student"][own])
+
+
 def test_batches_are_complete(spec):
     loader = train_loader(DIGITS, {"student": spec(16), "teacher0": spec(12)}, batch_size=64)
     assert loader.steps_per_epoch == 1437 // 64

@@ -84,7 +84,15 @@ def _module_of(name):
     return f"timm.models.{_model_to_module[name]}"
 
 
-@pytest.mark.parametrize("file", sorted(ZOO))
+SLOW = frozenset(
+    ("sequencer", "gemma4_vit", "nasnet", "coat", "pnasnet", "mvitv2", "crossvit", "deepseek_vit", "tnt", "maxxvit")
+)
+"""Files whose smallest network takes ten seconds and more to trace."""
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=pytest.mark.slow if file in SLOW else ()) for file in sorted(ZOO)]
+)
 def test_every_file_is_staged_and_specified_without_data(file):
     with torch.device("meta"):
         net = timm.create_model(ZOO[file], num_classes=NUM_CLASSES)

@@ -55,6 +55,12 @@ class ShardClasses:
         target = self.by_label.get(_label(text))
         if target is not None:
             return target
+        if text.startswith("-") and _NUMBER.fullmatch(text):
+            raise InputError(
+                f"label {text!r} of {where}",
+                "no negative number: samples without a label are refused",
+                "correct the label, or leave such samples out of the shards",
+            )
         known = nearest(text, self.names)
         raise InputError(
             f"label {text!r} of {where}",

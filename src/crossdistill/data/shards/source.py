@@ -54,6 +54,11 @@ class TarSource(EncodedSource):
         """Shard and key of the sample."""
         return f"{self._files.paths[self._shard(index)]}, sample {os.fsdecode(bytes(self._keys[index]))!r}"
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The shards."""
+        return self._files.paths
+
     def __len__(self) -> int:
         return len(self._keys)
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from crossdistill.contracts import Batch, InputSpec
-from crossdistill.data.assemble import EvalAssembly, Started, TrainAssembly
+from crossdistill.data.assemble import EvalAssembly, TrainAssembly
 from crossdistill.data.augmentation.transform import EvalTransform, TrainTransform, resolve_augment
-from crossdistill.data.feed import Answer, Made, Tally, as_it_is
+from crossdistill.data.feed import Answer, Tally, as_it_is
 from crossdistill.data.held import Reading, num_cores
 from crossdistill.data.loader import EvalLoader
 from crossdistill.data.sampler import batches, num_steps
@@ -114,16 +114,12 @@ class StreamLoader:
         answers = iter(_loader(lanes, self._num_workers))
         try:
             for _ in steps:
-                made = [self._finished(self._tally.open(next(answers))) for _ in self._sizes]
+                opened = (self._tally.open(next(answers)) for _ in self._sizes)
+                made = [self._assembly.complete(one, self.augment_device) for one in opened]
                 yield [batch for batch in made if batch is not None]
         except InputError:
             del answers  # workers stop when nobody holds their loader any more; the traceback would
             raise
-
-    def _finished(self, made: Made | None) -> Batch | None:
-        if not isinstance(made, Started):
-            return made
-        return self._assembly.finish(made if self.augment_device is None else made.to(self.augment_device))
 
 
 class StreamEvalLoader:

@@ -45,7 +45,7 @@ def _is(folder: Path, name: str) -> bool:
     return any((folder / file).is_file() for files in _BINARY[name].files.values() for file in files)
 
 
-def open_cifar(root: Path, settings: DataSettings, facts: Facts = NO_FACTS) -> Splits:
+def open_cifar(path: str | Path, settings: DataSettings, facts: Facts = NO_FACTS) -> Splits:
     """Open a folder that :func:`find_cifar` has found; ``data.label_column=coarse_label`` takes CIFAR-100's 20 classes.
 
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
@@ -53,6 +53,7 @@ def open_cifar(root: Path, settings: DataSettings, facts: Facts = NO_FACTS) -> S
     Raises:
         InputError: a file that is missing or of the wrong length, or no such labels.
     """
+    root = Path(path).expanduser()
     version = next(one for name, one in _BINARY.items() if _is(root, name))
     columns = list(version.names)
     column = columns.index(find_column("label_column", settings.label_column, columns, str(root)))
@@ -63,7 +64,7 @@ def open_cifar(root: Path, settings: DataSettings, facts: Facts = NO_FACTS) -> S
 
     def open_split(split: str) -> ArraySource:
         found = records[split]
-        targets = classes.targets(found[:, column].tolist(), f"{root} ({split})")
+        targets = classes.targets(found[:, column].tolist(), lambda index: f"{root} ({split}), image {index}")
         pixels = found[:, len(columns) :].reshape(-1, 3, 32, 32)
         return ArraySource(f"{root} ({split})", pixels, targets, classes.names, facts.mirror_safe)
 

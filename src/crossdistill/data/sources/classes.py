@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,29 +42,42 @@ class Classes:
 
     @classmethod
     def of(cls, labels: Sequence[Any], names: Sequence[str] | None = None) -> Classes:
-        """The classes of these labels: numbers that count the names, or else every label one class, sorted."""
+        """The classes of these labels: numbers that count the names, or else every label one class, sorted.
+
+        Negative numbers are no class.
+        """
         if names and all(isinstance(label, int) for label in labels):
             return cls(tuple(names), tuple(range(len(names))))
-        found = sorted(set(labels))
+        found = sorted(label for label in set(labels) if not _is_negative(label))
         return cls(tuple(map(str, found)), tuple(found))
 
-    def targets(self, labels: Sequence[Any], where: str) -> NDArray[np.int64]:
+    def targets(self, labels: Sequence[Any], place: Callable[[int], str]) -> NDArray[np.int64]:
         """Targets ``(N,)`` of these labels.
+
+        Args:
+            place: where the label of that index lies, for messages.
 
         Raises:
             InputError: a label that is not among the classes, or negative.
         """
         target_of = {label: target for target, label in enumerate(self.labels)}
-        unknown = sorted(
-            {label for label in labels if label not in target_of or (isinstance(label, int) and label < 0)}, key=str
-        )
+        unknown = list(dict.fromkeys(label for label in labels if label not in target_of))
         if unknown:
+            first = next((label for label in unknown if _is_negative(label)), unknown[0])
+            num_rows = sum(label not in target_of for label in labels)
+            which = f": {', '.join(map(repr, unknown[:5]))}" if len(unknown) > 1 else ""
+            more = f" ({num_rows} such labels{which})" if num_rows > 1 else ""
+            known = f"one of the {len(self.labels)} classes of the training data"
             raise InputError(
-                f"{where}: {', '.join(map(repr, unknown[:5]))}",
-                f"the {len(self.labels)} classes of the training data, and no negative numbers",
-                "correct or remove these rows",
+                f"label {first!r} of {place(labels.index(first))}{more}",
+                "no negative number: images without a label are refused" if _is_negative(first) else known,
+                "correct or remove such rows, or choose other splits (data.train_split, data.evaluation_split)",
             )
         return np.array([target_of[label] for label in labels], dtype=np.int64)
+
+
+def _is_negative(label: Any) -> bool:
+    return isinstance(label, int) and label < 0
 
 
 def check_labels(labels: Sequence[Any], where: str, column: str) -> None:

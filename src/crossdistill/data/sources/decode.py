@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from crossdistill.data.source import CorruptImage, probe_shape
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 _DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_NO_IMAGES = frozenset({"BUFR", "EPS", "FLI", "GRIB", "HDF5", "MPEG", "PDF", "WMF"})
+"""Formats that Pillow lists, but which are films, pages, or containers that it cannot read by itself."""
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 
@@ -26,19 +29,28 @@ ImageFile = Path | io.BytesIO
 def decode(file: ImageFile, where: str) -> Tensor:
     """Decode an image file to uint8 ``(C, H, W)``, turned upright as its EXIF data say.
 
-    Grey modes give one channel (16-bit grey is scaled by 255/65535), all others three; transparency is dropped.
+    Grey modes give one channel, all others three; transparency is dropped. 16-bit grey is scaled by 255/65535, and so
+    is 32-bit grey unless its values go up to 255 only.
 
     Raises:
         CorruptImage: the file is missing, truncated, no image, or of a mode without a known range.
     """
     try:
         with Image.open(file) as image:
-            pixels = _pixels(_upright(image))
+            pixels = _pixels(_upright(image), image.format)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever they like on broken files
         raise CorruptImage(where, _reason(error)) from error
     return torch.from_numpy(pixels)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Endings of files that Pillow opens as images, in small letters with their dot."""
+    suffixes = Image.registered_extensions()  # fills OPEN, where pictures of several cameras (MPO) count as JPEG
+    formats = {*Image.OPEN, "MPO"} - _NO_IMAGES
+    return frozenset(suffix for suffix, name in suffixes.items() if name in formats)
 
 
 def shape_of(file: ImageFile, where: str) -> tuple[int, int, int]:
@@ -57,21 +69,24 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if _EXIF_ORIENTATION in image.getexif() else image
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, file_format: str | None) -> np.ndarray:
     if image.mode in _DEEP_GREY_MODES:
-        return _deep_grey(image)[None]
+        # Pillow opens 16 bits of these formats in a mode of 32, of PNG only in older versions.
+        return _deep_grey(image, has_16_bits=image.mode != "I" or file_format in ("PNG", "PPM"))[None]
     if image.mode == "F":
         raise ValueError("its grey values are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if image.mode in _GREY_MODES:
         return np.array(image.convert("L"))[None]
-    return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+    # A copy in any case: the pixels of a single one would else be Pillow's own, which must not be written to.
+    return np.array(np.asarray(image.convert("RGB")).transpose(2, 0, 1), order="C")
 
 
-def _deep_grey(image: Image.Image) -> np.ndarray:
+def _deep_grey(image: Image.Image, *, has_16_bits: bool) -> np.ndarray:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"its grey values run from {values.min()} to {values.max()}; save it with 8 or 16 bits")
-    return np.rint(values / 257).astype(np.uint8)
+    scale = 257 if has_16_bits or values.max() > 0xFF else 1
+    return np.rint(values / scale).astype(np.uint8)
 
 
 def _reason(error: Exception) -> str:
@@ -94,6 +109,11 @@ class EncodedSource(ABC):
     @abstractmethod
     def describe(self, index: int) -> str:
         """Where the image lies, for messages."""
+
+    @property
+    @abstractmethod
+    def files(self) -> Sequence[Path]:
+        """All files that hold the images; none where these are unknown."""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from crossdistill.data.source import Splits, check_several_classes
 from crossdistill.data.sources.classes import NO_FACTS, Facts
-from crossdistill.data.sources.decode import EncodedSource
-from crossdistill.data.sources.split_names import Chosen, choose_splits, split_name
+from crossdistill.data.sources.decode import EncodedSource, image_suffixes
+from crossdistill.data.sources.split_names import Chosen, choose_splits, is_split_word, split_words
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _LAYOUT = "train/ and val/ (or test/) with one folder a class, or one folder a class directly"
 
 
@@ -43,18 +42,25 @@ class FolderSource(EncodedSource):
         """The image's path."""
         return str(self.paths[index])
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The paths of all images."""
+        return self.paths
+
     def __len__(self) -> int:
         return len(self.paths)
 
 
-def open_folder(root: Path, settings: DataSettings, facts: Facts = NO_FACTS) -> Splits:
-    """Find the images below ``root``; test/ is the evaluation split if there is one, else val/, else a fixed 20 %.
+def open_folder(path: str | Path, settings: DataSettings, facts: Facts = NO_FACTS) -> Splits:
+    """Find the images below a folder; test/ is the evaluation split if there is one, else val/, else a fixed 20 %.
 
     Beside test/, val/ is the validation split. Other splits, such as extra/, are read if a setting names them.
 
     Raises:
-        InputError: no such folder or split, no class folder, a class without images, splits with different classes.
+        InputError: no such folder or split, no class folder, a class without images, splits with different classes, two
+            folders for one split.
     """
+    root = Path(path).expanduser()
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise InputError(f"folder {root}, which {problem}", f"a folder with {_LAYOUT}", "check the path")
@@ -74,19 +80,25 @@ def open_folder(root: Path, settings: DataSettings, facts: Facts = NO_FACTS) -> 
 
 
 def _split_folders(root: Path, settings: DataSettings) -> dict[str, Path]:
-    """Folders of splits by name, none if the folders are classes."""
-    folders: dict[str, Path] = {}
-    for folder in sorted(path for path in _visible(root) if path.is_dir()):
-        folders.setdefault(split_name(folder.name), folder)
-    is_split = "train" in folders or settings.train_split is not None or settings.evaluation_split is not None
-    return folders if is_split else {}
+    """Folders of splits by name, none if the folders are classes.
+
+    They are splits if one of them is named so; but a single one among others that holds no folder is a class called
+    train, test or val.
+    """
+    names = sorted(path.name for path in _folders(root))
+    named = [name for name in names if is_split_word(name)]
+    is_class = len(named) == 1 < len(names) and not any(_folders(root / named[0]))
+    is_asked = settings.train_split is not None or settings.evaluation_split is not None
+    if not is_asked and (not named or is_class):
+        return {}
+    return {split: root / word for split, word in split_words(names, f"folder {root}").items()}
 
 
 def _tree(root: Path, facts: Facts) -> FolderSource:
-    folders = sorted(_visible(root), key=lambda folder: folder.name)
-    class_folders = [folder for folder in folders if folder.is_dir()]
+    class_folders = sorted(_folders(root), key=lambda folder: folder.name)
     if not class_folders:
-        held = f"{sum(_is_image(file) for file in folders)} images but no class folder" if folders else "nothing"
+        files = list(_visible(root))
+        held = f"{sum(map(_is_image, files))} images but no class folder" if files else "nothing"
         raise InputError(f"folder {root}, which holds {held}", f"a folder with {_LAYOUT}", "sort the images by class")
     paths: list[Path] = []
     targets: list[int] = []
@@ -95,7 +107,7 @@ def _tree(root: Path, facts: Facts) -> FolderSource:
         if not images:
             raise InputError(
                 f"class folder {folder}, which holds no image",
-                f"at least one image ({' '.join(sorted(EXTENSIONS))})",
+                "at least one file that Pillow opens as an image, such as .jpg, .png or .tif",
                 "add images, or remove the folder",
             )
         paths += images
@@ -110,10 +122,26 @@ def _visible(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def _folders(folder: Path) -> Iterator[Path]:
+    return (path for path in _visible(folder) if path.is_dir())
+
+
 def _images(folder: Path) -> Iterator[Path]:
+    """Images below a class folder; of links, none that leads up again or to a folder where it has been already."""
+    # Above it by name and, where it is a link itself, by place: a link to any of these leads to other classes.
+    seen = {_identity(above) for above in (*folder.absolute().parents, *folder.resolve().parents)}
     for directory, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        if _identity(Path(directory)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(_identity(Path(directory)))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from (path for name in files if _is_image(path := Path(directory, name)))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def has_class_folders(root: Path) -> bool:
@@ -122,7 +150,7 @@ def has_class_folders(root: Path) -> bool:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+    return path.suffix.lower() in image_suffixes() and not path.name.startswith(".")
 
 
 def _check_same_classes(train: FolderSource, evaluation: FolderSource) -> None:

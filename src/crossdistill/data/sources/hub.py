@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from numpy.typing import NDArray
 from crossdistill.data.source import CorruptImage, Splits
 from crossdistill.data.sources.classes import NO_FACTS, Classes, Facts, check_labels, check_same_names, find_column
 from crossdistill.data.sources.decode import EncodedSource, ImageFile
-from crossdistill.data.sources.split_names import choose_splits, split_name
+from crossdistill.data.sources.split_names import choose_splits, split_words
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
-_EXPECTED = "owner/name or owner/name:config of the hub, a folder of parquet or image files, or one of save_to_disk"
+HUB_EXPECTED = "owner/name or owner/name:config of the hub, a folder of parquet or image files, or one of save_to_disk"
 _HUB_ACTION = (
     "check the name and the connection (private sets need 'hf auth login'), or copy the files here: hf:PATH, "
     "or a known name below CROSSDISTILL_DATA"
@@ -57,6 +58,13 @@ class HubSource(EncodedSource):
         """Set and row (from 0) of the image."""
         return f"{self.name}, row {index}"
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files of the library's cache; none where rows only name files."""
+        (cell,) = self._rows[0].values()
+        holds_bytes = not isinstance(cell, dict) or cell.get("bytes") is not None
+        return [Path(one["filename"]) for one in self._rows.cache_files] if holds_bytes else []
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -70,26 +78,27 @@ def open_hub(name: str, settings: DataSettings, facts: Facts = NO_FACTS) -> Spli
     """Open a data set by its id on the hub, or from a local folder. Code that comes with a set is never run.
 
     Raises:
-        InputError: no such set, no connection, unknown column, labels that are missing, negative or unknown.
+        InputError: no such set, no connection, unknown column, labels that are missing, negative or unknown, two splits
+            of one meaning.
     """
     where = f"hf:{name}"
     loaded = _load(name)
-    keys: dict[str, str] = {}
-    for key in loaded:
-        keys.setdefault(split_name(key), key)
+    keys = split_words(loaded, where)
     chosen = choose_splits(keys, settings, where, reported=facts.reported)
     train = loaded[keys[chosen.train]]
     image_column = find_column("image_column", settings.image_column, train.column_names, where)
     label_column = find_column("label_column", settings.label_column, train.column_names, where)
     names = _class_names(train, label_column)
-    classes = Classes.of(_labels(train, label_column, where), names or facts.class_names)
+    read = {chosen.train: _labels(train, label_column, where)}
+    classes = Classes.of(read[chosen.train], names or facts.class_names)
 
     def open_split(split: str) -> HubSource:
         rows, at = loaded[keys[split]], f"{where} ({keys[split]})"
         for key, column in (("image_column", image_column), ("label_column", label_column)):
             find_column(key, column, rows.column_names, at)
         check_same_names(names, _class_names(rows, label_column), at)
-        targets = classes.targets(_labels(rows, label_column, at), f"label column {label_column!r} of {at}")
+        labels = read[split] if split in read else _labels(rows, label_column, at)
+        targets = classes.targets(labels, lambda row: f"{at}, row {row}, column {label_column!r}")
         images = _encoded(rows, image_column, at)
         return HubSource(at, images, targets, classes.names, mirror_safe=facts.mirror_safe)
 
@@ -110,7 +119,7 @@ def _load(name: str) -> dict[str, Any]:
             loaded = datasets.load_dataset(owner_name, config or None)
     except Exception as error:  # of the library, its file formats, and the network
         action = "check the folder and its files" if root.exists() else _HUB_ACTION
-        raise InputError(f"data source hf:{name}: {_reason(error)}", _EXPECTED, action) from error
+        raise InputError(f"data source hf:{name}: {_reason(error)}", HUB_EXPECTED, action) from error
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "all"): loaded}
 
 

@@ -36,12 +36,13 @@ def idx_images(root: Path) -> dict[str, Path]:
     return found
 
 
-def open_idx(root: Path, settings: DataSettings, facts: Facts = DIGITS_FACTS) -> Splits:
+def open_idx(path: str | Path, settings: DataSettings, facts: Facts = DIGITS_FACTS) -> Splits:
     """Open a folder of IDX files: uint8 images ``(N, H, W)`` or ``(N, H, W, 3)``, and uint8 labels ``(N,)``.
 
     Raises:
         InputError: no such files, truncated ones, another type or shape, images and labels of different number.
     """
+    root = Path(path).expanduser()
     images = idx_images(root)
     if not images:
         problem = "does not exist" if not root.exists() else "is a file" if root.is_file() else "holds no images"
@@ -49,13 +50,14 @@ def open_idx(root: Path, settings: DataSettings, facts: Facts = DIGITS_FACTS) ->
     words = by_split(map(Path, images))
     files = {split: _only(split, [images[str(word)] for word in found]) for split, found in words.items()}
     chosen = choose_splits(files, settings, f"idx files of {root}", reported=facts.reported)
-    classes = Classes.of(_labels(files[chosen.train]).tolist(), facts.class_names)
+    read = {chosen.train: _labels(files[chosen.train])}
+    classes = Classes.of(read[chosen.train], facts.class_names)
 
     def open_split(split: str) -> ArraySource:
         file = files[split]
-        pixels, labels = as_images(_read(file), str(file)), _labels(file)
+        pixels, labels = as_images(_read(file), str(file)), read[split] if split in read else _labels(file)
         check_counts(len(pixels), len(labels), str(file))
-        targets = classes.targets(labels.tolist(), f"labels beside {file}")
+        targets = classes.targets(labels, lambda index: f"image {index} of {file}")
         return ArraySource(f"{root} ({split})", pixels, targets, classes.names, facts.mirror_safe)
 
     return chosen.open(open_split)
@@ -71,15 +73,15 @@ def _only(split: str, files: list[Path]) -> Path:
     )
 
 
-def _labels(images: Path) -> NDArray[np.uint8]:
-    """Labels ``(N,)`` of a file of images."""
+def _labels(images: Path) -> list[int]:
+    """The labels that belong to a file of images."""
     name = re.sub(r"images([-_.])idx\d", r"labels\1idx1", images.name).removesuffix(".gz")
     file = next((file for end in ("", ".gz") if (file := images.with_name(name + end)).exists()), None)
     if file is None:
         raise InputError(f"no {name} beside {images}", _LAYOUT, "add the file of labels, or correct its name")
     labels = _read(file)
     if labels.ndim == 1:
-        return labels
+        return list(map(int, labels))
     raise InputError(f"{file}: labels of shape {labels.shape}", "one label an image, (N,)", "check the file")
 
 

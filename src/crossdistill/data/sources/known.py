@@ -7,14 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crossdistill.data.source import Splits
-from crossdistill.data.sources.cifar import open_cifar
 from crossdistill.data.sources.classes import Facts
-from crossdistill.data.sources.folder import open_folder
 from crossdistill.data.sources.hub import open_hub
-from crossdistill.data.sources.idx import open_idx
+from crossdistill.data.sources.kinds import open_kind
 from crossdistill.data.sources.layout import LAYOUTS, find_layout
-from crossdistill.data.sources.npz import open_npz
-from crossdistill.data.sources.parquet import open_parquet
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
@@ -86,8 +82,17 @@ def open_known(name: str, settings: DataSettings) -> Splits:
 
 
 def _find_copy(root: Path, name: str, known: Known) -> Path | None:
-    places = [name, name.replace("_", "-"), *filter(None, [known.folder]), *(p for p in _PICKLED if _is_of(p, name))]
+    places = [*_folders(name, known), *(p for p in _PICKLED if _is_of(p, name))]
     return next((root / place for place in places if (root / place).exists()), None)
+
+
+def _folders(name: str, known: Known) -> list[str]:
+    return [name, name.replace("_", "-"), *filter(None, [known.folder])]
+
+
+def known_by_folder(folder: Path) -> str | None:
+    """The name that opens this folder, once CROSSDISTILL_DATA is the folder around it."""
+    return next((name for name, known in KNOWN.items() if folder.name in _folders(name, known)), None)
 
 
 def _is_of(pickled: str, name: str) -> bool:
@@ -95,23 +100,14 @@ def _is_of(pickled: str, name: str) -> bool:
 
 
 def _open_copy(folder: Path, name: str, settings: DataSettings, facts: Facts) -> Splits:
-    kind, path = find_layout(folder) or ("", folder)
-    if kind == "parquet":
-        return open_parquet(str(path), settings, facts)
-    if kind == "idx":
-        return open_idx(path, settings, facts)
-    if kind == "npz":
-        return open_npz(path, settings, facts)
-    if kind == "hf":
-        return open_hub(str(path), settings, facts)
-    if kind == "cifar":
-        return open_cifar(path, settings, facts)
-    if kind == "folder":
-        return open_folder(path, settings, facts)
+    found = find_layout(folder)
+    if found is None:
+        raise _unknown_layout(folder, name)
+    kind, path = found
     if kind == "wds":
         action = f"give the data source 'wds:{path}' instead"
         raise InputError(f"{path} for {name}, which holds shards", LAYOUTS, action)
-    raise _unknown_layout(folder, name)
+    return open_kind(kind, str(path), settings, facts)
 
 
 def _unknown_layout(folder: Path, name: str) -> InputError:

@@ -16,7 +16,10 @@ _IDX_FOLDERS = ("", "raw", "MNIST/raw", "FashionMNIST/raw")  # the latter are to
 
 
 def find_layout(root: Path) -> tuple[str, Path] | None:
-    """The kind of source ("parquet", "idx", …, or "cifar"), and the path for it; ``None`` for an unknown one."""
+    """The kind of source, one of :data:`~crossdistill.data.sources.kinds.KINDS`, and the path for it.
+
+    ``None`` for a file or folder of no known kind.
+    """
     if root.is_file():
         kind = _KIND_OF_SUFFIX.get(root.suffix)
         return None if kind is None else (kind, root)

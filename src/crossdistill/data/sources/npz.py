@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from crossdistill.data.source import Splits
 from crossdistill.data.sources.arrays import ArraySource, as_images, check_counts
 from crossdistill.data.sources.classes import NO_FACTS, Classes, Facts
-from crossdistill.data.sources.split_names import choose_splits, split_name
+from crossdistill.data.sources.split_names import choose_splits, split_words
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
@@ -21,25 +21,27 @@ _LAYOUT = "a .npz file with train_images, train_labels, test_images, test_labels
 _FAILURES = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError)
 
 
-def open_npz(file: Path, settings: DataSettings, facts: Facts = NO_FACTS) -> Splits:
+def open_npz(path: str | Path, settings: DataSettings, facts: Facts = NO_FACTS) -> Splits:
     """Open a file with ``{train,val,test}_{images,labels}``.
 
     Images are uint8 ``(N, H, W)`` or ``(N, H, W, 3)``, labels whole numbers ``(N,)`` or ``(N, 1)``. Only the splits in
     use are read. Nothing is unpickled.
 
     Raises:
-        InputError: an unreadable file, no such arrays, or arrays of another type or shape.
+        InputError: an unreadable file, no such arrays, arrays of another type or shape, two names for one split.
     """
-    words = {split_name(word): word for word in _words(file)}
+    file = Path(path).expanduser()
+    words = split_words(_words(file), str(file))
     chosen = choose_splits(words, settings, str(file), reported=facts.reported)
-    classes = Classes.of(_labels(file, words[chosen.train]), facts.class_names)
+    read = {chosen.train: _labels(file, words[chosen.train])}
+    classes = Classes.of(read[chosen.train], facts.class_names)
 
     def open_split(split: str) -> ArraySource:
         key = f"{words[split]}_images"
         pixels = as_images(_array(file, key), f"{file}, {key}")
-        labels = _labels(file, words[split])
+        labels = read[split] if split in read else _labels(file, words[split])
         check_counts(len(pixels), len(labels), f"{file}, {key}")
-        targets = classes.targets(labels, f"{file}, {words[split]}_labels")
+        targets = classes.targets(labels, lambda index: f"image {index} of {file}, {words[split]}_labels")
         return ArraySource(f"{file} ({split})", pixels, targets, classes.names, facts.mirror_safe)
 
     return chosen.open(open_split)
@@ -80,17 +82,22 @@ def _array(file: Path, key: str) -> NDArray[Any]:
         try:
             return np.asarray(arrays[key])
         except _FAILURES as error:
-            raise _unreadable(file, f"{key}: {error}") from error
+            # NumPy's own words for an array of objects tell how to unpickle it.
+            told = "it holds Python objects, which are never unpickled" if "allow_pickle" in str(error) else str(error)
+            raise _unreadable(file, f"{key}: {told}") from error
 
 
 def _opened(file: Path) -> Any:
+    """The archive, of whose arrays none is read yet. What is no archive NumPy would take for a pickle."""
     try:
-        arrays = np.load(file, allow_pickle=False)
+        with file.open("rb") as content:
+            start = content.read(6)
+        if start[:2] == b"PK":
+            return np.load(file, allow_pickle=False)
     except _FAILURES as error:
         raise _unreadable(file, str(error)) from error
-    if isinstance(arrays, np.lib.npyio.NpzFile):
-        return arrays
-    raise _unreadable(file, "one array alone")
+    alone = "it is one array alone, as of a .npy file" if start == b"\x93NUMPY" else "it is no archive of arrays"
+    raise _unreadable(file, alone if start else "it is empty")
 
 
 def _unreadable(file: Path, problem: str) -> InputError:

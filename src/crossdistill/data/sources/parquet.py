@@ -28,15 +28,14 @@ class ParquetSource(EncodedSource):
     def __init__(
         self,
         name: str,
-        files: Sequence[Path],
-        column: str,
+        cells: RowGroups,
         targets: NDArray[np.int64],
         class_names: tuple[str, ...],
         *,
         mirror_safe: bool = True,
     ) -> None:
         self.name, self.targets, self.class_names, self.mirror_safe = name, targets, class_names, mirror_safe
-        self._cells = RowGroups(files, column)
+        self._cells = cells
 
     def file(self, index: int) -> io.BytesIO:
         """The encoded image of that row."""
@@ -48,8 +47,12 @@ class ParquetSource(EncodedSource):
 
     def describe(self, index: int) -> str:
         """File and row (from 0) of the image."""
-        file, row = self._cells.place(index)
-        return f"{file}, row {row}"
+        return _row(self._cells, index)
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The parquet files."""
+        return self._cells.files
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -79,19 +82,15 @@ def open_parquet(path: str, settings: DataSettings, facts: Facts = NO_FACTS) -> 
     for file in (file for shards in used.values() for file in shards):
         _check_columns(file, image_column, label_column)
         check_same_names(names, _names_in_metadata(file, label_column), str(file))
-    classes = Classes.of(_labels(used[chosen.train], label_column), names or facts.class_names)
+    read = {chosen.train: _labels(used[chosen.train], label_column)}
+    classes = Classes.of(read[chosen.train], names or facts.class_names)
 
     def open_split(split: str) -> ParquetSource:
-        labels = _labels(used[split], label_column)
-        targets = classes.targets(labels, f"label column {label_column!r} of {used[split][0]}")
-        return ParquetSource(
-            f"parquet files of {path} ({split})",
-            used[split],
-            image_column,
-            targets,
-            classes.names,
-            mirror_safe=facts.mirror_safe,
-        )
+        labels = read[split] if split in read else _labels(used[split], label_column)
+        cells = RowGroups(used[split], image_column)
+        targets = classes.targets(labels, lambda index: f"{_row(cells, index)}, column {label_column!r}")
+        name = f"parquet files of {path} ({split})"
+        return ParquetSource(name, cells, targets, classes.names, mirror_safe=facts.mirror_safe)
 
     return chosen.open(open_split)
 
@@ -140,6 +139,11 @@ def _check_one_set(root: Path, files: Sequence[Path]) -> None:
 def _shown(files: dict[str, list[Path]]) -> str:
     names = [file.name for shards in files.values() for file in shards]
     return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+
+
+def _row(cells: RowGroups, index: int) -> str:
+    file, row = cells.place(index)
+    return f"{file}, row {row}"
 
 
 def _columns(file: Path) -> list[str]:

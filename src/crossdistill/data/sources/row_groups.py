@@ -25,7 +25,7 @@ class RowGroups:
     """
 
     def __init__(self, files: Sequence[Path], column: str, *, limit_bytes: int = _LIMIT_BYTES) -> None:
-        self._files, self._column, self._limit_bytes = files, column, limit_bytes
+        self.files, self._column, self._limit_bytes = files, column, limit_bytes
         metadata = [read_metadata(file) for file in files]
         self._groups = [(shard, group) for shard, one in enumerate(metadata) for group in range(one.num_row_groups)]
         sizes = [metadata[shard].row_group(group).num_rows for shard, group in self._groups]
@@ -45,14 +45,14 @@ class RowGroups:
     def place(self, row: int) -> tuple[Path, int]:
         """File of a row, and its row there."""
         shard = int(np.searchsorted(self._file_ends, row, side="right"))
-        return self._files[shard], row - _start(self._file_ends, shard)
+        return self.files[shard], row - _start(self._file_ends, shard)
 
     def _group(self, number: int) -> Any:
         with self._lock:  # images are decoded in threads
             cells = self._kept.pop(number, None)
             if cells is None:
                 shard, group = self._groups[number]
-                cells = _row_group(self._files[shard], group, self._column)
+                cells = _row_group(self.files[shard], group, self._column)
                 self._num_bytes += cells.nbytes
             self._kept[number] = cells  # the last of the dictionary is the one used last
             while self._num_bytes > self._limit_bytes and len(self._kept) > 1:

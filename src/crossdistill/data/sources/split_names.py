@@ -40,6 +40,32 @@ def split_name(word: str) -> str:
     return _WORDS.get(word.lower(), word)
 
 
+def is_split_word(word: str) -> bool:
+    """Whether a word means one of "train", "test" and "val"."""
+    return word.lower() in _WORDS
+
+
+def split_words(words: Iterable[str], where: str) -> dict[str, str]:
+    """The one word for each split, by the name of the split.
+
+    Args:
+        where: what holds them, for messages.
+
+    Raises:
+        InputError: two words for one split, of which neither can be passed over.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        other = found.setdefault(split_name(word), word)
+        if other != word:
+            raise InputError(
+                f"{where} with {other!r} and {word!r}, which both mean the split {split_name(word)!r}",
+                "one of the two",
+                "merge them, or rename one, such as to 'extra'",
+            )
+    return found
+
+
 def by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
     """Files by the split they belong to, in the order they came.
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from crossdistill.data.source import CorruptImage
-from crossdistill.data.sources.decode import decode, shape_of
+from crossdistill.data.sources.decode import decode, image_suffixes, shape_of
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "tiff", "ppm", "jpg"])
@@ -43,6 +43,48 @@ def test_sixteen_bit_grey_is_scaled(tmp_path, suffix):
     assert decode(path, "here").tolist() == [[[0, 1, 128], [255, 1, 2]]]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[0, 7, 255]], [0, 7, 255]),
+        ([[0, 257, 256 * 257]], None),
+        ([[0, 257, 65535]], [0, 1, 255]),
+        ([[-1, 5, 9]], None),
+    ],
+)
+def test_grey_of_32_bits_is_of_8_or_of_16(tmp_path, values, expected):
+    path = tmp_path / "x.tif"
+    Image.fromarray(np.array(values, dtype=np.int32)).save(path)
+    if expected is None:
+        with pytest.raises(CorruptImage, match=f"from {min(values[0])} to {max(values[0])}; save it with 8 or 16 bits"):
+            decode(path, "here")
+    else:
+        assert decode(path, "here").tolist() == [[expected]]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("mode", ["I", "I;16"])
+def test_dark_png_files_of_16_bits_stay_dark(tmp_path, monkeypatch, mode, turned):
+    """Old versions of Pillow open these in the mode of 32 bits, which is made here by hand."""
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = 3  # by half
+    path = tmp_path / "x.png"
+    Image.fromarray(np.array([[0, 128, 129, 255]], dtype=np.uint16)).save(path, exif=exif)
+    with Image.open(path) as image:
+        image.load()
+        image._im = image.im.convert(mode)
+        image._mode = mode
+        monkeypatch.setattr(Image, "open", lambda file: image)
+        assert decode(path, "here").flatten().tolist() == ([1, 1, 0, 0] if turned else [0, 0, 1, 1])
+
+
+def test_what_pillow_opens_is_an_image():
+    common = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".tga", ".jp2", ".mpo"}
+    assert common <= image_suffixes()
+    assert not {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".fli", ".h5", ".grib", ".wmf", ".txt"} & image_suffixes()
+
+
 def test_orientation_of_the_camera_is_applied(tmp_path, make_picture):
     picture = make_picture(0, (6, 10))
     exif = Image.Exif()
@@ -56,6 +98,17 @@ def test_orientation_of_the_camera_is_applied(tmp_path, make_picture):
 def test_pixels_belong_to_the_tensor(tmp_path, make_picture):
     make_picture(0, (4, 4), "L").save(tmp_path / "x.png")
     assert decode(tmp_path / "x.png", "here").add_(1).shape == (1, 4, 4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA"])
+def test_a_single_pixel_belongs_to_the_tensor(tmp_path, make_picture, mode):
+    picture = make_picture(0, (1, 1), mode)
+    picture.save(tmp_path / "x.png")
+    found = decode(tmp_path / "x.png", "here")
+    before = found.clone()
+    assert found.numpy().flags.writeable
+    assert found.bitwise_not_().equal(255 - before)
 
 
 def broken_files(picture):

@@ -167,3 +167,86 @@ def test_other_words_for_splits(tmp_path, write_tree):
         write_tree(tmp_path / folder, {"cat": 2, "dog": 2})
     splits = open_at(tmp_path)
     assert (splits.evaluation_name, len(splits.validation.targets)) == ("test", 4)
+
+
+@pytest.mark.parametrize("folders", [["val", "test"], ["test", "extra"], ["val", "test", "extra"]])
+def test_splits_without_one_to_train_on(tmp_path, write_tree, folders):
+    for folder in folders:
+        write_tree(tmp_path / folder, {"cat": 2, "dog": 2})
+    with pytest.raises(InputError, match=f"with the splits {', '.join(sorted(folders))}\n.*a split named train"):
+        open_at(tmp_path)
+    assert open_at(tmp_path, train_split=folders[-1]).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("word", ["train", "Test", "dev"])
+def test_a_class_may_be_called_as_a_split_is(tmp_path, write_tree, word):
+    write_tree(tmp_path, {"car": 5, word: 5, "bus": 5})
+    splits = open_at(tmp_path)
+    assert splits.class_names == tuple(sorted(["car", word, "bus"]))
+    assert (len(splits.train.targets), len(splits.evaluation.targets)) == (12, 3)
+    write_tree(tmp_path / word, {"cat": 2, "dog": 2})
+    if word == "train":
+        assert open_at(tmp_path).class_names == ("cat", "dog")
+    else:
+        with pytest.raises(InputError, match="a split named train"):
+            open_at(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train"], "train, which holds 3 images but no class folder"),
+        (["train", "val"], "train, which holds 3 images but no class folder"),
+        (["train", "test", "extra"], "train, which holds 3 images but no class folder"),
+        (["test", "val"], "with the splits test, val"),
+    ],
+)
+def test_splits_without_class_folders_are_no_classes(tmp_path, write_tree, folders, message):
+    write_tree(tmp_path, dict.fromkeys(folders, 3))
+    with pytest.raises(InputError, match=message):
+        open_at(tmp_path)
+
+
+@pytest.mark.parametrize("words", [("train", "training"), ("val", "validation"), ("Test", "test")])
+def test_two_folders_of_one_split(tmp_path, write_tree, words):
+    for folder in {"train", "val", *words}:
+        write_tree(tmp_path / folder, {"cat": 2, "dog": 2})
+    with pytest.raises(InputError, match=f"folder .* with '{words[0]}' and '{words[1]}', which both mean the split"):
+        open_at(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["..", ".", "../..", "../../..", "more/.."])
+def test_links_that_lead_up_again_are_not_followed(tmp_path, write_tree, target):
+    root = write_tree(tmp_path / "around" / "set", {"cat": 5, "dog": 5})
+    write_tree(tmp_path / "around" / "other", {"bird": 3})
+    write_tree(root / "cat" / "more", {"deep": 5})
+    (root / "cat" / "up").symlink_to(target, target_is_directory=True)
+    splits = open_at(root)
+    assert np.bincount(np.concatenate([splits.train.targets, splits.evaluation.targets])).tolist() == [10, 5]
+
+
+def test_a_folder_counts_once_in_a_class(tmp_path, write_tree):
+    root, far = tmp_path / "set", write_tree(tmp_path / "far", {"birds": 6, "cats": 5})
+    write_tree(root, {"dog": 5})
+    write_tree(root / "cat", {"own": 5})
+    for name in ("again", "once"):
+        (root / "cat" / name).symlink_to(far / "cats", target_is_directory=True)
+    (root / "cat" / "own" / "beside").symlink_to(root / "cat" / "own", target_is_directory=True)
+    (far / "cats" / "up").symlink_to(far, target_is_directory=True)
+    (root / "bird").symlink_to(far / "birds", target_is_directory=True)
+    (far / "birds" / "up").symlink_to("..", target_is_directory=True)
+    splits = open_at(root)
+    counts = np.bincount(np.concatenate([splits.train.targets, splits.evaluation.targets]))
+    # The link in far/cats leads up from there, but not from the class: it is where far/birds is found.
+    assert dict(zip(splits.class_names, counts.tolist(), strict=True)) == {"bird": 6, "cat": 5 + 5 + 6, "dog": 5}
+
+
+def test_image_files_of_every_kind_count(tmp_path, write_tree, make_picture):
+    write_tree(tmp_path, {"a": 1, "b": 5})
+    for suffix in ("gif", "tga", "jp2", "jfif"):
+        make_picture(0).save(tmp_path / "a" / f"x.{suffix}")
+    (tmp_path / "a" / "page.pdf").write_bytes(b"%PDF-")
+    splits = open_at(tmp_path)
+    assert np.bincount(np.concatenate([splits.train.targets, splits.evaluation.targets])).tolist() == [5, 5]
+    for source in (splits.train, splits.evaluation):
+        assert not source.read_batch(np.arange(len(source.targets))).corrupt

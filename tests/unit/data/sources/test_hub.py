@@ -8,6 +8,7 @@ import pytest
 
 from crossdistill.contracts import InputSpec
 from crossdistill.data import CorruptImage, EvalLoader, open_source
+from crossdistill.data.sources import hub
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
@@ -168,7 +169,7 @@ def test_a_file_that_is_gone(tmp_path, write_tree):
     ("labels", "message"),
     [
         ([0, None, 1], "1 rows without a label in column 'label', the first is row 1"),
-        ([0, -1, 1], r"label column 'label' of .*\(train\): -1"),
+        ([0, -1, 1], r"(?s)label -1 of .*\(train\), row 1, column 'label'\n.*no negative number"),
         ([0.5, 1.5], "holds float"),
         ([3, 3], "only one class, '3'"),
     ],
@@ -181,7 +182,7 @@ def test_wrong_labels(save, make_rows, labels, message):
 
 def test_labels_that_training_does_not_know(save, make_rows):
     path = save(train=make_rows(["a", "b"], names=None), test=make_rows(["c"], names=None))
-    with pytest.raises(InputError, match=r"\(test\): 'c'"):
+    with pytest.raises(InputError, match=r"label 'c' of .*\(test\), row 0, column 'label'\n"):
         open_at(path)
     path = save(train=make_rows([0, 1]), test=make_rows([0, 1], names=("dog", "cat")))
     with pytest.raises(InputError, match=r"\(test\): 'dog' as class 0, but 'cat' in the training files"):
@@ -231,3 +232,28 @@ def test_the_library_is_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r'pip install "crossdistill\[data\]"'):
         open_at("owner/name")
+
+
+def test_a_file_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, write_parquet, write_npz):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given: pytest.fail("it was looked up"))
+    (tmp_path / "notes.txt").write_text("text")
+    for path, action in (
+        (write_parquet(tmp_path / "x.parquet", [0, 1]), "give 'parquet:{}' instead"),
+        (write_npz(tmp_path / "x.npz"), "give 'npz:{}' instead"),
+        (tmp_path / "notes.txt", "give the folder that it lies in"),
+    ):
+        with pytest.raises(InputError, match=f"hf:{path}, which is a file\n(?s:.*){action.format(path)}"):
+            open_at(path)
+
+
+def test_two_names_of_one_split(save, make_rows):
+    path = save(train=make_rows([0, 1]), dev=make_rows([0]), valid=make_rows([1]))
+    with pytest.raises(InputError, match="saved with 'dev' and 'valid', which both mean the split 'val'"):
+        open_at(path)
+
+
+def test_labels_are_read_once(save, make_rows, monkeypatch):
+    path, read, labels = save(train=make_rows([0, 1]), test=make_rows([0])), [], hub._labels
+    monkeypatch.setattr(hub, "_labels", lambda rows, *given: read.append(len(rows)) or labels(rows, *given))
+    open_at(path)
+    assert read == [2, 1]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from crossdistill.data import open_source
+from crossdistill.data.sources import idx
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
@@ -89,7 +90,7 @@ def changed(content, **bytes_at):
         (
             "t10k-labels-idx1-ubyte",
             lambda whole: changed(whole, _9=9),
-            "(?s)t10k-images.*: 9.*2 classes of the training",
+            r"(?s)label 9 of image 1 of .*t10k-images-idx3-ubyte\n.*2 classes of the training",
         ),
         ("t10k-images-idx3-ubyte", lambda whole: changed(whole, _3=1)[:8] + b"xxxx", r"shape \(4,\)"),
     ],
@@ -122,3 +123,11 @@ def test_missing_files(tmp_path, write_idx, make_arrays):
     write_idx(tmp_path / "two", train=make_arrays(4), **{"a-train": make_arrays(4)})
     with pytest.raises(InputError, match="a-train-images-idx3-ubyte, train-images-idx3-ubyte"):
         open_at(tmp_path / "two")
+
+
+def test_every_file_is_read_once(tmp_path, write_idx, monkeypatch):
+    write_idx(tmp_path, packed=True)
+    read, unpacked = [], idx._unpacked
+    monkeypatch.setattr(idx, "_unpacked", lambda file: read.append(file) or unpacked(file))
+    open_at(tmp_path)
+    assert sorted(read) == sorted(tmp_path.iterdir())

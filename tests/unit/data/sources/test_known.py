@@ -144,8 +144,27 @@ def test_a_broken_binary_version(root):
     path.unlink()
     with pytest.raises(InputError, match=r"data_batch_3\.bin, which cannot be read"):
         open_at("cifar10")
-    with pytest.raises(InputError, match=f"give a known name, cifar10 or cifar100, and set CROSSDISTILL_DATA={root}"):
-        open_at(str(root / "cifar10"))
+
+
+def test_a_bare_folder_of_the_binary_version_is_told_its_name(root):
+    for folder in ("cifar10", "more/cifar-10-batches-bin"):
+        write_cifar10(root / folder)
+        around = (root / folder).parent
+        with pytest.raises(InputError, match=f"give the known name cifar10, and set CROSSDISTILL_DATA={around}$"):
+            open_at(str(root / folder))
+    (root / "cifar10").rename(root / "pictures")
+    told = f"rename the folder to cifar10 or cifar100, give that name, and set CROSSDISTILL_DATA={root}$"
+    with pytest.raises(InputError, match=told):
+        open_at(str(root / "pictures"))
+
+
+def test_columns_of_copies_that_have_none(root, write_npz, write_idx):
+    write_npz(root / "mnist" / "mnist.npz")
+    write_cifar10(root / "cifar10")
+    for name, key in (("mnist", "label_column"), ("mnist", "image_column"), ("cifar10", "image_column")):
+        with pytest.raises(InputError, match=rf"data\.{key}='x' for .*{root}/{name}.*, which has no columns"):
+            open_at(name, **{key: "x"})
+    assert len(open_at("cifar10", label_column="label").train.targets) == 10
 
 
 @pytest.mark.parametrize(

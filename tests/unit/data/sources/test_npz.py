@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from crossdistill.data import open_source
+from crossdistill.data.sources import npz
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
@@ -48,18 +49,27 @@ def test_one_split_alone_is_divided(tmp_path, write_npz, make_arrays):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_labels": np.array([[-1], [0]] * 4)}, r"(?s)train_labels: -1.*no negative"),
+        (
+            {"train_labels": np.array([[-1], [0]] * 4)},
+            r"(?s)label -1 of image 0 of .*train_labels \(4 such labels\)\n.*no negative",
+        ),
         ({"train_labels": np.zeros((8, 1), np.uint8)}, "only one class, '0'"),
         ({"train_labels": np.linspace(0, 1, 8)}, r"type float64 and shape \(8,\)"),
         ({"train_labels": np.array(["cat", "dog"] * 4)}, r"type <U3"),
         ({"train_labels": np.ones((8, 14), np.uint8)}, r"shape \(8, 14\)(?s:.*)several labels an image"),
         ({"train_labels": np.array([0, 1, 0])}, "8 images and 3 labels"),
-        ({"test_labels": np.full(6, 5)}, r"test_labels: 5\n.*2 classes of the training data"),
+        (
+            {"test_labels": np.full(6, 5)},
+            r"label 5 of image 0 of .*test_labels \(6 such labels\)\n.*2 classes of the training data",
+        ),
         ({"train_images": np.zeros((8, 6, 5), np.float32)}, r"type float32 and shape \(8, 6, 5\)"),
         ({"train_images": np.zeros((8, 6, 5, 4, 3), np.uint8)}, r"shape \(8, 6, 5, 4, 3\)"),
         ({"train_images": np.zeros((0, 6, 5), np.uint8)}, r"shape \(0, 6, 5\)"),
         ({"train_labels": None}, r"no train_labels; its arrays: train_images, val_images, val_labels"),
-        ({"train_labels": np.array([{}, None] * 4)}, "cannot be read: train_labels: .*pickle"),
+        (
+            {"train_labels": np.array([{}, None] * 4)},
+            "cannot be read: train_labels: it holds Python objects, which are never unpickled",
+        ),
     ],
 )
 def test_wrong_arrays(tmp_path, write_npz, changes, message):
@@ -72,10 +82,17 @@ def test_wrong_arrays(tmp_path, write_npz, changes, message):
 def test_files_that_cannot_be_read(tmp_path, write_npz):
     path = write_npz(tmp_path / "x.npz")
     whole = path.read_bytes()
-    for broken in (whole[: len(whole) // 2], whole[:-30], b"", b"text", whole.replace(whole[200:210], b"0123456789")):
+    for broken, message in (
+        (whole[: len(whole) // 2], ""),
+        (whole[:-30], ""),
+        (b"", "it is empty"),
+        (b"hello, this is text", "it is no archive of arrays"),
+        (whole.replace(whole[200:210], b"0123456789"), ""),
+    ):
         path.write_bytes(broken)
-        with pytest.raises(InputError, match=r"x\.npz, which cannot be read"):
+        with pytest.raises(InputError, match=rf"x\.npz, which cannot be read: {message}") as caught:
             open_at(path)
+        assert "pickle" not in str(caught.value)
     with pytest.raises(InputError, match="does not exist"):
         open_at(tmp_path / "gone.npz")
     with pytest.raises(InputError, match="is a folder"):
@@ -86,3 +103,19 @@ def test_files_that_cannot_be_read(tmp_path, write_npz):
     np.savez(tmp_path / "other.npz", x_train=np.zeros(3), y_train=np.zeros(3))
     with pytest.raises(InputError, match="no images; its arrays: x_train, y_train"):
         open_at(tmp_path / "other.npz")
+
+
+def test_two_names_of_one_split(tmp_path, write_npz, make_arrays):
+    images, labels = make_arrays(4)
+    path = write_npz(tmp_path / "x.npz", validation_images=images, validation_labels=labels)
+    with pytest.raises(InputError, match=r"x\.npz with 'val' and 'validation', which both mean the split 'val'"):
+        open_at(path)
+
+
+def test_every_array_is_read_once(tmp_path, write_npz, monkeypatch):
+    path, read, read_array = write_npz(tmp_path / "x.npz"), [], npz._array
+    monkeypatch.setattr(npz, "_array", lambda file, key: read.append(key) or read_array(file, key))
+    open_at(path)
+    assert sorted(read) == sorted(
+        f"{split}_{what}" for split in ("train", "val", "test") for what in ("images", "labels")
+    )

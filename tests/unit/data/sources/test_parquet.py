@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from crossdistill.data import CorruptImage, open_source
+from crossdistill.data.sources import parquet
 from crossdistill.data.sources.parquet import open_parquet
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
@@ -190,9 +191,35 @@ def test_wrong_labels(tmp_path, write_parquet, labels, message):
 
 def test_labels_that_training_does_not_know(tmp_path, write_parquet):
     write_parquet(tmp_path / "train.parquet", ["a", "b"])
-    write_parquet(tmp_path / "test.parquet", ["a", "c"])
-    with pytest.raises(InputError, match="'c'"):
+    write_parquet(tmp_path / "test-0.parquet", ["a", "b", "a"])
+    second = write_parquet(tmp_path / "test-1.parquet", ["a", "c", "c", "d"])
+    told = rf"label 'c' of {second}, row 1, column 'label' \(3 such labels: 'c', 'd'\)\n.* one of the 2 classes"
+    with pytest.raises(InputError, match=told):
         open_at(tmp_path)
+
+
+def test_negative_labels_are_no_class(tmp_path, write_parquet):
+    path = write_parquet(tmp_path / "train.parquet", [7, 0, 1, -1])
+    write_parquet(tmp_path / "test.parquet", [0, 5])
+    with pytest.raises(InputError, match=rf"label -1 of {path}, row 3, column 'label'\n.*: no negative number"):
+        open_at(tmp_path)
+    write_parquet(path, [7, 0, 1, 1])
+    with pytest.raises(InputError, match=r"label 5 of .*test\.parquet, row 1(?s:.*)one of the 3 classes"):
+        open_at(tmp_path)
+
+
+def test_a_column_of_labels_is_read_once(tmp_path, write_parquet, monkeypatch):
+    paths = [write_parquet(tmp_path / f"{split}.parquet", [0, 1]) for split in ("train", "test", "val")]
+    read, read_column = [], parquet.read_column
+    monkeypatch.setattr(parquet, "read_column", lambda file, column: read.append(file) or read_column(file, column))
+    open_at(tmp_path)
+    assert read == paths
+
+
+def test_files_of_two_words_for_a_split_are_one_split(tmp_path, write_parquet):
+    for name in ("train", "training", "test"):
+        write_parquet(tmp_path / f"{name}.parquet", [0, 1])
+    assert len(open_at(tmp_path).train.targets) == 4
 
 
 def test_files_that_cannot_be_read(tmp_path, write_parquet):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crossdistill.data.sources.arrays import ArraySource
-from crossdistill.data.sources.split_names import Chosen, by_split, choose_splits, prefix, split_name
+from crossdistill.data.sources.split_names import Chosen, by_split, choose_splits, prefix, split_name, split_words
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
@@ -55,6 +55,13 @@ def test_what_stands_before_the_split():
 
 def test_words_for_splits():
     assert [split_name(word) for word in ("Train", "testing", "dev", "Extra")] == ["train", "test", "val", "Extra"]
+
+
+def test_one_word_for_each_split():
+    assert split_words(["Train", "dev", "extra"], "here") == {"train": "Train", "val": "dev", "extra": "extra"}
+    for words in (["train", "extra", "training"], ["val", "validation"], ["Test", "test"]):
+        with pytest.raises(InputError, match=f"here with '{words[0]}' and '{words[-1]}', which both mean the split"):
+            split_words(words, "here")
 
 
 @pytest.mark.parametrize(
