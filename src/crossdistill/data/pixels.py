@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import default_collate, get_worker_info
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -132,9 +133,17 @@ def normalise(images: Tensor, spec: InputSpec) -> Tensor:
     """
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (spec.mean, spec.std))
     factor, offset = (values.to(images.device, torch.float32) for values in (1 / (255 * std), -mean / std))
+    if get_worker_info() is not None and images.ndim == 4:
+        # Image by image, and stacked by PyTorch straight into the memory that the batch travels in.
+        batch: Tensor = default_collate([_scaled(image, factor, offset) for image in images])
+        return batch
+    return _scaled(images, factor, offset)
+
+
+def _scaled(images: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     values = images.float()
     # In place where that is possible, since fresh memory costs more than the arithmetic.
-    scaled = values.mul_(factor) if values.shape[-3] == len(spec.mean) else values * factor
+    scaled = values.mul_(factor) if values.shape[-3] == len(factor) else values * factor
     return scaled.add_(offset)
 
 
