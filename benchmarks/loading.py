@@ -126,7 +126,9 @@ def ours(root: Path, augment: AugmentSettings, size: int, workers: int, *, in_me
 def compare(root: Path, images: str, transforms: str, size: int, workers: int, rounds: int) -> Iterator[Row]:
     """Rows for reading files each epoch and for keeping them in memory, each beside timm in the same rounds."""
     augment = TRANSFORMS[transforms]
-    for kind, in_memory in (("read each epoch", False), ("decoded once", True)):
+    held = open_source(DataSettings(source=f"folder:{root}")).train
+    kinds = (("read each epoch", False), ("decoded once", True))
+    for kind, in_memory in kinds if held.in_memory else kinds[:1]:
         pair = theirs(root / "train", augment, size, workers), ours(root, augment, size, workers, in_memory=in_memory)
         for one in pair:
             one.images_per_second()  # workers start, files come into the page cache, and ours are decoded once
@@ -221,7 +223,7 @@ def main() -> None:
             write_files(parquet, root, limit=options.limit, suffix=suffix)
             for transforms in TRANSFORMS:
                 rows += [row | made for row in compare(root, name, transforms, size, options.workers, options.rounds)]
-                print(table(rows[-2:]), flush=True)
+                print(f"measured {name}: {transforms}", flush=True)
     write(options.out, rows, COLUMNS, SAME)
     print(table(rows))
 
