@@ -107,7 +107,7 @@ class HeldSource:
         for index, result in zip(missing, self._decode(missing), strict=True):
             if isinstance(result, Tensor) and result.shape == memory.pixels.shape[1:]:
                 memory.pixels[index] = result.numpy()
-                memory.state[index] = _HELD
+                memory.state[index] = _HELD  # after the pixels, since another process may look at any moment
             else:  # corrupt images and whole ones of another size than the probed ones are read each time
                 memory.state[index] = _EXCEPTION
         return memory
