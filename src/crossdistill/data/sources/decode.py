@@ -58,7 +58,7 @@ def shape_of(file: ImageFile, where: str) -> tuple[int, int, int]:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+            if _orientation(image) in _SIDEWAYS:
                 width, height = height, width
             return (1 if image.mode in _GREY_MODES else 3), height, width
     except Exception as error:
@@ -66,7 +66,15 @@ def shape_of(file: ImageFile, where: str) -> tuple[int, int, int]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if _EXIF_ORIENTATION in image.getexif() else image
+    return ImageOps.exif_transpose(image) if _orientation(image) is not None else image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """How the image must be turned; of a JPEG without EXIF and XMP data nothing, which is known at once."""
+    if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return None
+    orientation: int | None = image.getexif().get(_EXIF_ORIENTATION)
+    return orientation
 
 
 def _pixels(image: Image.Image, file_format: str | None) -> np.ndarray:
@@ -78,7 +86,8 @@ def _pixels(image: Image.Image, file_format: str | None) -> np.ndarray:
     if image.mode in _GREY_MODES:
         return np.array(image.convert("L"))[None]
     # A copy in any case: the pixels of a single one would else be Pillow's own, which must not be written to.
-    return np.array(np.asarray(image.convert("RGB")).transpose(2, 0, 1), order="C")
+    colour = image if image.mode == "RGB" else image.convert("RGB")
+    return np.array(np.asarray(colour).transpose(2, 0, 1), order="C")
 
 
 def _deep_grey(image: Image.Image, *, has_16_bits: bool) -> np.ndarray:
