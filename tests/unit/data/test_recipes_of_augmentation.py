@@ -77,6 +77,15 @@ def test_two_processes_see_together_what_one_sees(photos, spec):
         assert torch.equal(torch.cat([batch.images["student"] for batch in shares]), expected)
 
 
+def test_a_resumed_epoch_and_micro_batches_are_parts_of_the_whole(photos, spec):
+    whole = [batch for (batch,) in loader(photos, spec).epoch(2)]
+    assert_same(whole[3:], [batch for (batch,) in loader(photos, spec).epoch(2, start_step=3)])
+    for batch, parts in zip(whole, loader(photos, spec, device_batch_size=4).epoch(2), strict=True):
+        assert len(parts) == 2
+        assert torch.equal(torch.cat([part.images["teacher1"] for part in parts]), batch.images["teacher1"])
+        assert torch.equal(torch.cat([part.target for part in parts]), batch.target)
+
+
 def test_targets_are_probabilities_of_the_image_and_its_neighbour(photos, spec):
     for batch in batches(loader(photos, spec)):
         assert batch.target.shape == (8, 3)
