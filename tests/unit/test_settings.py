@@ -143,6 +143,7 @@ def test_settings_survive_yaml(tmp_path_factory, args):
         ("train.class_weights=inverse", r"train\.class_weights = 'inverse'\n *expected: 'balanced', or"),
         ("train.class_weights=[]", "at least 1 item"),
         ("data.augment.mixup=.inf", "a finite number"),
+        ("train.class_weights=[1, .nan]", r"train\.class_weights = [\s\S]*a finite number"),
         ("data.eval_crop_pct=0.001", r"greater than or equal to 0\.05"),
     ],
 )

@@ -53,11 +53,11 @@ def class_weights(
             "give one a class, or class_weights=balanced",
         )
     weights = torch.tensor(given, dtype=torch.float32)
-    wrong = ((weights > 0) & weights.isfinite()).logical_not().nonzero().flatten().tolist()
+    wrong = (weights > 0).logical_not().nonzero().flatten().tolist()
     if wrong:
         raise InputError(
             f"class_weights with {given[wrong[0]]} for class {wrong[0]}",
-            "finite weights above 0",
+            "weights above 0",
             "raise it; to leave a class out, leave out its images",
         )
     return weights
