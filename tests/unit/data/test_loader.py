@@ -255,3 +255,17 @@ def test_workers_that_are_started_afresh_can_be_sent_everything(photos, spec):
         loader._feed._dataset = pickle.loads(pickle.dumps(loader._feed._dataset))
         loader._feed._loader = loader._feed._new_loader()
         assert_same(flat(loader.epoch(0)), expected)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_limit_of_corrupt_images_is_that_of_one_process_whatever_their_number(tmp_path, photos, spec, world_size):
+    for index in range(0, 20, 2):
+        for name in ("a", "b"):
+            (tmp_path / "train" / name / f"{index:03d}.png").write_bytes(b"broken")
+    allowed, refused = (
+        train_loader(photos, {"student": spec(8)}, world_size=world_size, workers=0, max_corrupt_share=share)
+        for share in (0.9, 0.25)
+    )
+    assert flat(allowed.epoch(0))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(refused.epoch(0))

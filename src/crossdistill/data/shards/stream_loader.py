@@ -52,7 +52,7 @@ class StreamLoader:
     Args:
         views, augment, seed, batch_size, device_batch_size, augment_device, workers, rank, world_size: as for
             :class:`~crossdistill.data.loader.TrainLoader`.
-        max_corrupt_share: share of ``num_train`` that may be unreadable; such samples are left out.
+        max_corrupt_share: share of this process's samples that may be unreadable; such samples are left out.
 
     Raises:
         InputError: fewer shards than processes, or sizes that do not divide.
@@ -87,7 +87,7 @@ class StreamLoader:
         on_device = augment_device is not None
         self._assembly = TrainAssembly(transform, _UNKNOWN, len(stream.class_names), on_device=on_device)
         self._num_workers = _num_workers(workers, stream, rank, world_size)
-        self._tally = Tally(len(self.ids), max_corrupt_share)
+        self._tally = Tally(-(-len(self.ids) // world_size), max_corrupt_share)  # a process meets its own only
 
     @property
     def steps_per_epoch(self) -> int:
