@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -81,12 +81,14 @@ class ModelSpec:
 class Outputs:
     """One forward pass: logits ``(B, K)``, embedding ``(B, D)``, and the raw tensor of each stage.
 
-    A stored or ensemble teacher may hold only some of them; the rest is ``None``.
+    A stored or ensemble teacher may hold only some of them; the rest is ``None``. An ensemble's outputs also hold its
+    ``members``, one a teacher.
     """
 
     logits: Tensor | None = None
     embedding: Tensor | None = None
     stages: tuple[Tensor, ...] | None = None
+    members: tuple[Outputs, ...] | None = None
 
     def require(self, signal: Literal["logits", "embedding"]) -> Tensor:
         """The tensor of that name; a missing one is a programming error, since builds check ``needs``."""
@@ -94,6 +96,12 @@ class Outputs:
         if value is None:
             raise RuntimeError(f"these outputs hold no {signal}; the method must declare it in `needs`")
         return value  # type: ignore[no-any-return]
+
+    def require_stages(self) -> tuple[Tensor, ...]:
+        """The raw tensor of each stage; missing ones are a programming error, likewise."""
+        if self.stages is None:
+            raise RuntimeError("these outputs hold no stages; run the network as a StagedModel")
+        return self.stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +162,19 @@ class Modules:
 class Method(nn.Module, ABC):
     """A distillation method: its parameters and buffers are bridges and memories that exist in training only.
 
-    ``relates_samples`` marks losses that compare samples with each other: with several processes they are given
-    outputs gathered over all of them. A method whose loss already holds the hard-label term sets
-    ``includes_cross_entropy``, and the engine then adds none.
+    Attributes, of the class or of an instance whose options decide:
+        needs: what it asks of the teacher.
+        reads_stages: whether it reads the student's stages.
+        relates_samples: its loss compares samples with each other: with several processes it is given outputs gathered
+            over all of them.
+        gathers_itself: it relates samples, too, but fetches what it needs of the other processes in its own forward.
+        includes_cross_entropy: its loss already holds the hard-label term, and the engine then adds none.
     """
 
-    needs: ClassVar[frozenset[Signal]] = frozenset({"logits"})
-    relates_samples: ClassVar[bool] = False
+    needs: frozenset[Signal] = frozenset({"logits"})
+    reads_stages: bool = False
+    relates_samples: bool = False
+    gathers_itself: bool = False
     includes_cross_entropy: bool = False
 
     @classmethod
@@ -182,3 +196,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, already weighted; the engine adds them up."""
+
+    def measured(self) -> Mapping[str, nn.Module]:
+        """Networks of its own whose accuracy shows whether it works, by name; they are evaluated with the student.
+
+        Each maps images to :class:`Outputs`, and its attribute ``view`` says which of a batch's images.
+        """
+        return {}

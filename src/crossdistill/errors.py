@@ -23,6 +23,13 @@ class InputError(ValueError):
         return f"given: {self.given}\nexpected: {self.expected}\nwhat to do: {self.action}"
 
 
+class UnsuitablePair(InputError):
+    """Raised by a method's ``build`` for two networks that it cannot serve, whatever its options.
+
+    Whoever composes a run adds the methods that can.
+    """
+
+
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     """A phrase that names the known words nearest to ``name``, to end an error message with.
 

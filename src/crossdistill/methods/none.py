@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Self
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from crossdistill.registry import METHODS
 class NoDistillation(Method):
     """Adds nothing to the cross-entropy, and asks for no teacher."""
 
-    needs: ClassVar[frozenset[Signal]] = frozenset()
+    needs: frozenset[Signal] = frozenset()
 
     @classmethod
     def build(

@@ -31,6 +31,8 @@ class OFA(Method):
     and the branches, which get only distillation in the released code, learn from hard labels as well.
     """
 
+    reads_stages = True
+
     def __init__(
         self,
         branches: Mapping[int, nn.Module],
@@ -96,14 +98,12 @@ class OFA(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """``{"ofa_head": loss, "ofa_branch1": loss, ...}``."""
-        if student.stages is None:
-            raise RuntimeError("the student's outputs hold no stages; run it as a StagedModel")
-        teacher_logits = teacher.require("logits")
+        stages, teacher_logits = student.require_stages(), teacher.require("logits")
         labels = losses.target_class(batch.target, teacher_logits)
         head_loss = self._loss(student.require("logits"), teacher_logits, labels, self.gammas[-1])
         terms = {"ofa_head": self.kd_weight * head_loss}
         for (number, branch), gamma in zip(self.branches.items(), self.gammas[:-1], strict=True):
-            branch_logits = branch(student.stages[int(number) - 1])
+            branch_logits = branch(stages[int(number) - 1])
             branch_loss = self._loss(branch_logits, teacher_logits, labels, gamma)
             terms[f"ofa_branch{number}"] = self.branch_weight * branch_loss
         return terms
