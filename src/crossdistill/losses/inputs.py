@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -85,6 +86,17 @@ def check_positive(values: Mapping[str, float]) -> None:
     for name, value in values.items():
         if not value > 0:
             raise InputError(f"{name}={value}", f"{name} above 0", f"choose another {name}")
+
+
+def check_weights(values: Mapping[str, float]) -> None:
+    """Refuse a weight of a loss that is below zero or not finite, by its name.
+
+    Raises:
+        InputError: such a weight.
+    """
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name}={value}", f"{name} of 0 or more", f"choose another {name}")
 
 
 def check_same_classes(student: ModelSpec, teacher: ModelSpec, *, num_classes: int) -> None:

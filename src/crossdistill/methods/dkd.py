@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossdistill import losses
 from crossdistill.contracts import Batch, Method, ModelSpec, Modules, Outputs
-from crossdistill.losses.inputs import check_positive, check_same_classes
+from crossdistill.losses.inputs import check_positive, check_same_classes, check_weights
 from crossdistill.registry import METHODS
 
 
@@ -55,10 +55,11 @@ class DKD(Method):
             weight: factor of both parts, which already hold temperature².
 
         Raises:
-            InputError: heads that do not fit each other, temperature not above 0.
+            InputError: heads that do not fit each other, temperature not above 0, a negative weight.
         """
         check_same_classes(student_spec, teacher_spec, num_classes=num_classes)
         check_positive({"temperature": temperature})
+        check_weights({"alpha": alpha, "beta": beta, "weight": weight})
         return cls(alpha=alpha, beta=beta, temperature=temperature, weight=weight)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from crossdistill import losses
 from crossdistill.bridges.exit_branch import exit_branch
 from crossdistill.contracts import Batch, Method, ModelSpec, Modules, Outputs
 from crossdistill.errors import InputError
-from crossdistill.losses.inputs import check_positive, check_same_classes
+from crossdistill.losses.inputs import check_positive, check_same_classes, check_weights
 from crossdistill.losses.ofa import Form
 from crossdistill.registry import METHODS
 
@@ -83,10 +83,11 @@ class OFA(Method):
 
         Raises:
             InputError: heads that do not fit each other, a stage that does not exist, a wrong number of gammas,
-                gamma or temperature not above 0.
+                gamma or temperature not above 0, a negative weight.
         """
         check_same_classes(student_spec, teacher_spec, num_classes=num_classes)
         check_positive({"temperature": temperature})
+        check_weights({"kd_weight": kd_weight, "branch_weight": branch_weight})
         numbers = _stage_numbers(stages, student_spec)
         gammas = _gammas(gamma, num_branches=len(numbers))
         branches = {
