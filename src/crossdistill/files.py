@@ -47,6 +47,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def shipped(relative: str) -> Path | None:
+    """A file or folder that comes with the project but is no code: inside the package in a wheel, beside ``src`` in a
+    checkout."""
+    package = Path(__file__).resolve().parent
+    homes = (package, package.parents[1])
+    return next((home / relative for home in homes if (home / relative).exists()), None)
+
+
 def _free_space(folder: Path) -> str:
     existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
     return "" if existing is None else f" ({shutil.disk_usage(existing).free / 2**20:.0f} MiB free)"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from crossdistill.cli import options as o
-from crossdistill.cli.show import print_json, print_table
+from crossdistill.cli.show import print_indented, print_json, print_table
 
 
 def command(
@@ -16,7 +17,10 @@ def command(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """List the distillation methods, or the options of one.
+    """List the distillation methods, or show one with its options.
+
+    For each: its paper, what it asks of the teacher, when to pick it, and what it costs as measured (time and memory
+    of a training step beside kd's, and parameters that only training has).
 
     Example:
     crossdistill methods ofa
@@ -26,17 +30,30 @@ def command(
     described = [runs.describe_method(name)] if name else runs.describe_methods()
     if as_json:
         print_json(described)
-    elif name:
-        one = described[0]
-        for key in ("title", "paper", "summary", "pick_when"):
-            typer.echo(f"{key.replace('_', ' '):>9}: {one[key] or '–'}")
-        typer.echo(f"{'needs':>9}: {', '.join(one['needs']) or 'no teacher'}")
-        rows = [
-            [f"method.{key}", str(option["type"]), str(option["default"])] for key, option in one["options"].items()
-        ]
+    else:
+        for one in described:
+            _show(one)
+    if name and not as_json:
+        options = described[0]["options"].items()
+        rows = [[f"method.{key}", str(option["type"]), str(option["default"])] for key, option in options]
         if rows:
             print_table(["option", "type", "default"], rows)
-    else:
-        rows = [[one["name"], one["summary"], one["pick_when"]] for one in described]
-        print_table(["method", "what it does", "pick it"], rows)
-        typer.echo("`crossdistill methods NAME` shows its paper and its options")
+    elif not as_json:
+        typer.echo("`crossdistill methods NAME` shows its options")
+
+
+def _show(one: Mapping[str, Any]) -> None:
+    """A method in a few lines."""
+    typer.echo(f"{one['name']}: {one['title']}")
+    lines = [("paper", one["paper"]), ("what", one["summary"]), ("pick it", one["pick_when"])]
+    lines += [("needs", ", ".join(one["needs"]) or "no teacher"), *(("cost", _cost(cost)) for cost in one["costs"])]
+    for key, text in lines:
+        print_indented(key, text or "–")
+    typer.echo()
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    return (
+        f"{cost['time']:.2f} x kd's time a step, {cost['memory']:.2f} x its memory, {cost['parameters']:,} parameters "
+        f"of its own ({cost['teacher']} to {cost['student']}, {cost['device']})"
+    )

@@ -28,6 +28,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, number
     Console().print(table)
 
 
+def print_indented(key: str, text: str) -> None:
+    """A word and a text that is folded beside it."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", min_width=8)
+    table.add_column(overflow="fold")
+    table.add_row(escape(key), escape(text))
+    Console().print(table, highlight=False)
+
+
 def show_results(results: Mapping[str, Any], *, as_json: bool, out: Path) -> None:
     """The results of a run: the table, the verdict and what is to be noted."""
     if as_json:

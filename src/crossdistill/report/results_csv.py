@@ -19,7 +19,7 @@ from crossdistill.report.table import grouped, magnitude, markdown, significant
 
 COLUMNS = (
     *("recipe", "teacher", "student", "method", "data", "image_size", "epochs_or_steps", "seeds"),
-    *("top1_mean", "top1_sd", "teacher_top1", "num_parameters", "gmacs"),
+    *("top1_mean", "top1_sd", "top1_by_seed", "teacher_top1", "num_parameters", "gmacs"),
     *("device", "torch", "commit", "command", "date"),
 )
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -108,18 +108,33 @@ def update_readme(readme: Path, results_dir: Path, *, check: bool = False) -> bo
     Raises:
         InputError: a README without the two markers, or a damaged results file.
     """
+    return update_blocks(readme, {(BEGIN, END): _block(results_dir)}, check=check)
+
+
+def update_blocks(page: Path, blocks: Mapping[tuple[str, str], str], *, check: bool = False) -> bool:
+    """Rewrite what stands between each pair of markers of a page; returns whether all was up to date before.
+
+    Args:
+        page: a Markdown file.
+        blocks: the text for each (line that begins a block, line that ends it).
+        check: write nothing.
+
+    Raises:
+        InputError: a page that cannot be read, or lacks a marker.
+    """
     try:
-        text = readme.read_text(encoding="utf-8")
+        text = wanted = page.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{readme}: {error.strerror}", "a readable file", "check the path") from error
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{readme} without a results block", f"{BEGIN} and, after it, {END}", "add the two lines")
-    wanted = f"{before}{BEGIN}\n{_block(results_dir)}{END}{after}"
+        raise InputError(f"{page}: {error.strerror}", "a readable file", "check the path") from error
+    for (begin, end), block in blocks.items():
+        before, begin_found, rest = wanted.partition(begin)
+        _, end_found, after = rest.partition(end)
+        if not begin_found or not end_found:
+            raise InputError(f"{page} without a block of generated text", f"{begin} and, after it, {end}", "add them")
+        wanted = f"{before}{begin}\n{block}{end}{after}"
     if wanted != text and not check:
-        with writing(readme.parent):
-            write_text(readme, wanted)
+        with writing(page.parent):
+            write_text(page, wanted)
     return wanted == text
 
 

@@ -1,10 +1,12 @@
-"""What the methods are and which options they take, from the registry and their signatures."""
+"""What the methods are (from the registry), which options they take (their signatures) and cost (as measured)."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal, get_args, get_origin
 
 from crossdistill.registry import METHODS, Record
+from crossdistill.report.method_costs import method_costs
 from crossdistill.settings import options_of
 
 
@@ -24,7 +26,8 @@ def _describe(record: Record[Any]) -> dict[str, Any]:
         for name, (hint, default) in options_of(record.value.build).items()
     }
     facts = {key: record.facts.get(key, "") for key in ("title", "paper", "summary", "pick_when")}
-    return {"name": record.name, **facts, "needs": sorted(record.value.needs), "options": options}
+    costs = [asdict(cost) for cost in method_costs() if cost.method == record.name]
+    return {"name": record.name, **facts, "needs": sorted(record.value.needs), "costs": costs, "options": options}
 
 
 def _in_words(hint: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from crossdistill.errors import InputError, nearest
-from crossdistill.files import write_text, writing
+from crossdistill.files import shipped, write_text, writing
 from crossdistill.runs.plan import Plan, check_seeds, make_plan
 
 _PLAN_KEYS = ("description", "seeds", "baseline")
@@ -22,15 +22,15 @@ def list_recipes() -> list[dict[str, str]]:
 
 def recipe_path(name: str) -> Path:
     """The file of a recipe, by its name or its own path."""
-    shipped = _shipped()
-    if name in shipped:
-        return shipped[name]
+    known = _shipped()
+    if name in known:
+        return known[name]
     if Path(name).is_file():
         return Path(name)
     raise InputError(
         f"recipe {name!r}",
         "the name of a recipe or the path of a YAML file",
-        f"{nearest(name, shipped)} `crossdistill recipes ls` lists all",
+        f"{nearest(name, known)} `crossdistill recipes ls` lists all",
     )
 
 
@@ -67,9 +67,7 @@ def _tree(path: Path) -> dict[str, Any]:
 
 
 def _shipped() -> dict[str, Path]:
-    package = Path(__file__).resolve().parents[1]
-    # In a wheel the recipes lie inside the package, in a checkout beside `src`.
-    for home in (package / "recipes", package.parents[1] / "recipes"):
-        if home.is_dir():
-            return {path.relative_to(home).with_suffix("").as_posix(): path for path in home.rglob("*.yaml")}
-    return {}
+    home = shipped("recipes")
+    if home is None:
+        return {}
+    return {path.relative_to(home).with_suffix("").as_posix(): path for path in home.rglob("*.yaml")}
