@@ -113,7 +113,7 @@ def test_bad_files_and_columns_are_bad_input(tmp_path):
     with pytest.raises(InputError, match="good"):
         markdown_table(tmp_path / "text.csv")
     with pytest.raises(InputError, match="No such file"):
-        update_readme(tmp_path / "nowhere.md", tmp_path)
+        update_readme(tmp_path / "nowhere.md", tmp_path / "empty")
 
 
 def test_this_repository_s_readme_is_up_to_date():
