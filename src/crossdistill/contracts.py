@@ -6,7 +6,7 @@ Nothing here does any work. A method, a teacher or a model that keeps these cont
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -103,6 +103,15 @@ class Outputs:
             raise RuntimeError("these outputs hold no stages; run the network as a StagedModel")
         return self.stages
 
+    def only(self, signals: Collection[str]) -> Outputs:
+        """The same without what is not asked for, which then need not stay in memory; ``members`` likewise."""
+        return Outputs(
+            logits=self.logits if "logits" in signals else None,
+            embedding=self.embedding if "embedding" in signals else None,
+            stages=self.stages if "stages" in signals else None,
+            members=None if self.members is None else tuple(member.only(signals) for member in self.members),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -153,10 +162,14 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """The live networks, for methods that declare ``needs = {"modules"}`` (they fuse parts of both)."""
+    """The live networks, for methods that declare ``needs = {"modules"}`` (they fuse parts of both).
+
+    ``teacher_view`` is which of a batch's images the teacher sees.
+    """
 
     student: nn.Module
     teacher: nn.Module
+    teacher_view: str = "teacher0"
 
 
 class Method(nn.Module, ABC):
@@ -203,3 +216,37 @@ class Method(nn.Module, ABC):
         Each maps images to :class:`Outputs`, and its attribute ``view`` says which of a batch's images.
         """
         return {}
+
+
+class Composite(Method):
+    """A method made of others: it needs, reads, gathers and measures whatever any of these does.
+
+    A registered one takes an option ``methods``, the name of each part with its options. Whoever composes a run builds
+    the parts by its own rules (one a teacher, for instance) and calls the class with them and the other options.
+
+    Args:
+        parts: the methods by name.
+    """
+
+    def __init__(self, parts: Mapping[str, Method]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+        methods = list(parts.values())
+        self.needs = frozenset[Signal]().union(*(part.needs for part in methods))
+        self.reads_stages = any(part.reads_stages for part in methods)
+        self.relates_samples = any(part.relates_samples for part in methods)
+        self.gathers_itself = any(part.gathers_itself for part in methods)
+        self.includes_cross_entropy = any(part.includes_cross_entropy for part in methods)
+
+    @classmethod
+    def check(cls, *, methods: Mapping[str, Mapping[str, Any]], **options: Any) -> None:
+        """Refuse options that do not go together, before anything is built."""
+
+    def named(self, part: str, name: str) -> str:
+        """What a part's loss or network is called among those of the others."""
+        return name if name.startswith(part) else f"{part}_{name}"
+
+    def measured(self) -> Mapping[str, nn.Module]:
+        """The networks of all parts."""
+        each: dict[str, Method] = dict(self.parts.items())  # type: ignore[arg-type]
+        return {self.named(part, name): net for part, one in each.items() for name, net in one.measured().items()}

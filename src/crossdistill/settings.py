@@ -376,15 +376,19 @@ def _fields_at(model: type[BaseModel], location: list[int | str]) -> list[str]:
     return list(node.model_fields)
 
 
-def resolve_options(name: str, build: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+def resolve_options(
+    name: str, build: Callable[..., Any], options: dict[str, Any], *, prefix: str = "method."
+) -> dict[str, Any]:
     """Check a method's options against the keyword-only parameters of its ``build``; defaults are filled in.
+
+    ``prefix`` is how messages begin the name of an option.
 
     Raises:
         InputError: an option that ``build`` does not take (with the nearest one), or of another type.
     """
     fields = options_of(build)
     model = create_model(f"{name} options", __base__=Strict, **fields)
-    checked = validate(model, options, prefix="method.")
+    checked = validate(model, options, prefix=prefix)
     return {key: getattr(checked, key) for key in fields}
 
 

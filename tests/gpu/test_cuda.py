@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import crossdistill
+from crossdistill.registry import METHODS
 from crossdistill.runs import execute, make_plan
 
 pytestmark = [
@@ -50,7 +51,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("method", ["kd", "dkd", "dist", "ofa"])
+@pytest.mark.parametrize("method", [record.name for record in METHODS if record.value.needs])
 def test_every_method_trains_in_every_precision(teacher, method, precision, tmp_path):
     plan_ = plan(f"train.precision={precision}", "train.clip_grad=5", method=method, teacher=teacher)
     results = execute(plan_, tmp_path / "run", quiet=True)

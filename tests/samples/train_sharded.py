@@ -17,12 +17,14 @@ from crossdistill.methods.dist import DIST
 from crossdistill.methods.kd import KD
 from crossdistill.models import build
 from crossdistill.teachers import FrozenTeacher
-from samples.training import Alone, Match, Pictures, SmallNet, Stop, TensorLoader, settings
+from samples import train_fused
+from samples.training import Alone, Match, Measured, Pictures, SmallNet, Stop, TensorLoader, settings
 
 RUNS = {
     "kd": {"steps": 4, "clip_grad": 1.0, "ema_decay": 0.5},
     "dist": {"steps": 4, "class_weights": "balanced"},
     "small": {"steps": 6, "optimizer": "adamw", "lr": 0.01, "ema_decay": 0.5},
+    "measured": {"steps": 8, "optimizer": "adamw", "lr": 0.01, "ema_decay": 0.5},
     "half": {"steps": 6, "precision": "bf16"},
     "compiled": {"steps": 6, "compile_student": True, "compile_teacher": True},
 }
@@ -42,7 +44,8 @@ def train(name, out=None, reporter=None, seed=1, **changes):
         micro_batch = None if method.relates_samples else 6 // world_size
         loader = Pictures(batch_size=12, micro_batch=micro_batch, **share)
     else:
-        student, teacher, method = SmallNet(seed=seed), FrozenTeacher(SmallNet(seed=2)), Match()
+        student, teacher = SmallNet(seed=seed), FrozenTeacher(SmallNet(seed=2))
+        method = Measured(student) if name == "measured" else Match()
         loader = TensorLoader(micro_batch=5, **share)
     run = settings(**{"lr": 0.02, "optimizer": "sgd", "parallel": "fsdp", **RUNS[name], **changes})
     where = {"out": out, "reporter": reporter}
@@ -50,11 +53,17 @@ def train(name, out=None, reporter=None, seed=1, **changes):
     return student, method, result
 
 
+def fused_top1(result):
+    """The accuracies of the method's own network, where it has one."""
+    return torch.tensor([line["fused_top1"] for line in result.history if "fused_top1" in line], dtype=torch.float64)
+
+
 def write(folder, name, student, method, result):
     """This rank's end of a run."""
     state = {f"student.{k}": v for k, v in student.state_dict().items()}
     state |= {f"method.{k}": v for k, v in method.state_dict().items()}
     state["loss"] = torch.tensor(result.metrics["loss"], dtype=torch.float64)
+    state["fused"] = fused_top1(result)
     save_file(state, folder / f"{name}-{process()[0]}.safetensors")
 
 
@@ -170,6 +179,7 @@ def main(folder: Path) -> None:
     what_is_sharded_and_what_is_not(rank, folder)
     one_broken_shard_ends_both(rank)
     an_optimiser_that_fails_on_shards_is_refused()
+    train_fused.write(folder)
 
 
 if __name__ == "__main__":

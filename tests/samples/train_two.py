@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,32 @@ from safetensors.torch import save_file
 
 from crossdistill.engine import connect, evaluate, fit, from_all, on_main, process
 from crossdistill.errors import InputError, Interrupted
+from crossdistill.methods.crd import CRD
+from crossdistill.methods.rsd import RSD
 from crossdistill.teachers import FrozenTeacher
-from samples.training import Match, Relate, SmallNet, TensorLoader, settings
+from samples.training import (
+    Match,
+    Measured,
+    Relate,
+    RelateNoStages,
+    RelateStages,
+    SmallNet,
+    TensorLoader,
+    settings,
+)
+
+
+def on_embeddings(method_class, **options):
+    """A method of the package for two small networks, with the same first weights each time."""
+    spec = SmallNet().spec
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return method_class.build(spec, spec, num_classes=spec.num_classes, **options)
+
 
 RUNS = {
+    "crd": (partial(on_embeddings, CRD, num_negatives=40, embedding_dim=4), {"batch_size": 15, "unlabelled": 4}, {}),
+    "rsd": (partial(on_embeddings, RSD), {"batch_size": 15}, {}),
     "match": (Match, {}, {}),
     "accumulated": (Match, {"micro_batch": 4, "unlabelled": 3}, {"ema_decay": 0.5, "clip_grad": 1.0}),
     "relate": (Relate, {}, {}),
@@ -24,6 +47,9 @@ RUNS = {
         {"soft": True, "micro_batch": 5, "unlabelled": 3},
         {"label_smoothing": 0.1, "class_weights": "balanced"},
     ),
+    "relate-stages": (RelateStages, {"batch_size": 15}, {}),
+    "relate-no-stages": (RelateNoStages, {}, {}),
+    "measured": (Measured, {}, {"ema_decay": 0.5}),
     "relate-soft": (Relate, {"soft": True, "unlabelled": 4}, {"class_weights": (0.5, 3.0, 1.0, 2.0)}),
 }
 
@@ -45,8 +71,9 @@ def train(name, *, rank=0, world_size=1, out=None):
     method_class, loader_changes, changes = RUNS[name]
     loader = TensorLoader(rank=rank, world_size=world_size, **loader_changes)
     # Weights of other ranks than the first are replaced by the first's before training.
-    student, method = SmallNet(seed=1 + rank), method_class()
-    teacher = FrozenTeacher(SmallNet(seed=2))
+    student = SmallNet(seed=1 + rank, stages="stages" in name)
+    method = method_class(student) if method_class is Measured else method_class()
+    teacher = FrozenTeacher(SmallNet(seed=2, stages="stages" in name))
     result = fit(
         student,
         method,
@@ -83,6 +110,37 @@ def stop_one_of_two(rank: int, folder: Path) -> None:
     save_file(student.state_dict(), folder / f"stopped-{rank}.safetensors")
 
 
+class Fetches(Match):
+    """Meets the other processes in its forward pass."""
+
+    gathers_itself = True
+
+    def forward(self, student, teacher, batch):
+        torch.distributed.barrier()
+        return super().forward(student, teacher, batch)
+
+
+class Both(Fetches):
+    """Is given all outputs, and fetches them as well."""
+
+    relates_samples = True
+
+
+def who_meets_the_others_does_so_equally_often(rank: int) -> None:
+    """Otherwise one process would wait for ever; and nobody is given what it also fetches."""
+    for method, micro_batch, words in (
+        (Fetches(), 8 if rank == 0 else 4, r"a step with \[1, 2\] micro-batches on the processes"),
+        (Both(), 8, "method Both on several processes, one part of which must be given"),
+    ):
+        loader = TensorLoader(rank=rank, world_size=2, micro_batch=micro_batch)
+        teacher = FrozenTeacher(SmallNet(seed=2))
+        with pytest.raises(InputError, match=words):
+            fit(SmallNet(), method, teacher, loader, None, settings=settings(steps=1), device="cpu")
+    loader = TensorLoader(rank=rank, world_size=2, micro_batch=4)
+    teacher = FrozenTeacher(SmallNet(seed=2))
+    fit(SmallNet(), Fetches(), teacher, loader, None, settings=settings(steps=1), device="cpu")
+
+
 def one_for_all(rank: int) -> None:
     """What the main process finds, both get; what it raises, both raise."""
 
@@ -103,11 +161,14 @@ def main(folder: Path) -> None:
     accelerator = connect("cpu")
     assert (rank, world_size) == (accelerator.process_index, accelerator.num_processes) == (int(os.environ["RANK"]), 2)
     one_for_all(rank)
+    who_meets_the_others_does_so_equally_often(rank)
     for name in RUNS:
         student, method, result = train(name, rank=rank, world_size=world_size, out=folder / name)
         state = {f"student.{k}": v for k, v in student.state_dict().items()}
         state |= {f"method.{k}": v for k, v in method.state_dict().items()}
         state["top1"] = torch.tensor(result.metrics["top1"], dtype=torch.float64)
+        fused = [line["fused_top1"] for line in result.history if "fused_top1" in line]
+        state["fused"] = torch.tensor(fused, dtype=torch.float64)
         save_file(state, folder / f"{name}-{rank}.safetensors")
     loader = TensorLoader(num_samples=21, rank=rank, world_size=world_size)
     # One process has nothing at all to evaluate.

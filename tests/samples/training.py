@@ -25,10 +25,19 @@ def spec_of(name: str, num_classes: int = NUM_CLASSES, class_names: tuple[str, .
 
 
 class SmallNet(nn.Module):
-    """Flattened 6 x 6 images to 8 features to logits, with dropout or batch statistics where asked for."""
+    """Flattened 6 x 6 images to 8 features to logits, with dropout, batch statistics or a stage where asked for."""
 
-    def __init__(self, *, seed: int = 0, dropout: float = 0.0, batch_norm: bool = False, name: str = "small") -> None:
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        stages: bool = False,
+        name: str = "small",
+    ) -> None:
         super().__init__()
+        self.stages = stages
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.hidden, self.head = nn.Linear(36, 8), nn.Linear(8, NUM_CLASSES)
@@ -37,8 +46,9 @@ class SmallNet(nn.Module):
         self.spec = spec_of(name)
 
     def forward(self, images: Tensor) -> Outputs:
-        embedding = self.dropout(self.norm(self.hidden(images.flatten(1))).relu())
-        return Outputs(logits=self.head(embedding), embedding=embedding)
+        hidden = self.hidden(images.flatten(1))
+        embedding = self.dropout(self.norm(hidden).relu())
+        return Outputs(self.head(embedding), embedding, (hidden,) if self.stages else None)
 
 
 class Alone(Method):
@@ -79,6 +89,63 @@ class Relate(Match):
         assert len(batch) == len(student.logits) == len(teacher.embedding)
         mine, theirs = self.projector(student.embedding), teacher.embedding
         return {"relation": F.mse_loss(mine @ mine.T, theirs @ theirs.T)}
+
+
+class RelateStages(Relate):
+    """The same of the only stage, which alone is asked for."""
+
+    needs = frozenset({"stages"})
+    reads_stages = True
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        mine, theirs = self.projector(student.require_stages()[0]), teacher.require_stages()[0]
+        assert len(batch) == len(mine) == len(theirs)
+        if torch.distributed.is_initialized():
+            assert teacher.logits is None
+            assert teacher.embedding is None
+        return {"relation": F.mse_loss(mine @ mine.T, theirs @ theirs.T)}
+
+
+class RelateNoStages(Relate):
+    """Networks have stages that nobody reads."""
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        if torch.distributed.is_initialized():
+            assert student.stages is None
+            assert teacher.stages is None
+        return super().forward(student, teacher, batch)
+
+
+class TwoHeads(nn.Module):
+    """The student's features, as they are at that moment, with another classifier."""
+
+    view = "student"
+
+    def __init__(self, student: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.student, self.head = student, head
+
+    def forward(self, images: Tensor) -> Outputs:
+        assert not any(module.training for module in self.modules())
+        return Outputs(logits=self.head(self.student(images).embedding))
+
+
+class Measured(Match):
+    """Trains a second classifier on the student's features and wants to know how good it is."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(6)
+            self.second = nn.Linear(8, NUM_CLASSES)
+        self.networks = (student,)  # no part of this module
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        second = F.cross_entropy(self.second(student.embedding), teacher.require("logits").argmax(1))
+        return {**super().forward(student, teacher, batch), "second": second}
+
+    def measured(self) -> dict[str, nn.Module]:
+        return {"fused": TwoHeads(self.networks[0], self.second)}
 
 
 class TensorLoader:

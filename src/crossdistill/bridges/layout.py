@@ -78,6 +78,33 @@ def map_to_tokens(feature: Tensor) -> Tensor:
     return feature.flatten(2).transpose(1, 2)
 
 
+def from_map(feature: Tensor, stage: StageSpec, prefix: Tensor | None = None) -> Tensor:
+    """A map ``(B, C, H, W)`` as the stage's raw tensor, contiguous in memory: the inverse of :func:`as_map`.
+
+    >>> import torch
+    >>> stage = StageSpec(channels=8, stride=16, layout="NLC", num_prefix_tokens=1, grid=(3, 4))
+    >>> from_map(torch.zeros(2, 8, 3, 4), stage, torch.zeros(2, 1, 8)).shape
+    torch.Size([2, 13, 8])
+
+    Args:
+        feature: ``(B, C, H, W)``.
+        stage: layout, channels, grid and number P of prefix tokens.
+        prefix: ``(B, P, C)``, the tokens in front of the patches; None where P is 0.
+
+    Raises:
+        InputError: a map or prefix tokens that do not fit the stage.
+    """
+    if stage.layout == "NHWC":
+        raw = feature.movedim(1, -1)
+    elif stage.layout == "NCHW":
+        raw = feature
+    else:
+        patches = _dealt_out(map_to_tokens(feature), stage)
+        raw = patches if prefix is None else torch.cat([prefix, patches], dim=1)
+    check_layout(raw, stage)
+    return raw.contiguous()
+
+
 def _row_by_row(feature: Tensor, stage: StageSpec) -> Tensor:
     """Tokens ``(B, P + H * W, C)`` with the patches in the order of the grid.
 
@@ -88,12 +115,29 @@ def _row_by_row(feature: Tensor, stage: StageSpec) -> Tensor:
     if times == 0:
         return feature
     prefix, patches = feature[:, : stage.num_prefix_tokens], feature[:, stage.num_prefix_tokens :]
-    heap = tuple(side // 2**times for side in stage.grid)
-    dealt = patches.reshape(len(patches), *(2,) * (2 * times), *heap, stage.channels)
-    rows = [2 * times + 1, *range(2 * times - 1, 0, -2)]
-    columns = [axis + 1 for axis in rows]
-    ordered = dealt.permute(0, *rows, *columns, dealt.ndim - 1).reshape(patches.shape)
+    dealt = patches.reshape(len(patches), *(2,) * (2 * times), *_heap(stage), stage.channels)
+    ordered = dealt.permute(_grid_order(times)).reshape(patches.shape)
     return torch.cat([prefix, ordered], dim=1)
+
+
+def _dealt_out(patches: Tensor, stage: StageSpec) -> Tensor:
+    """Patches ``(B, H * W, C)`` in the order of the grid as the stage keeps them: the inverse of the above."""
+    times = stage.num_unrolls
+    if times == 0:
+        return patches
+    heap, offsets, order = _heap(stage), (2,) * times, _grid_order(times)
+    ordered = patches.reshape(len(patches), heap[0], *offsets, heap[1], *offsets, stage.channels)
+    return ordered.permute([order.index(axis) for axis in range(len(order))]).reshape(patches.shape)
+
+
+def _heap(stage: StageSpec) -> tuple[int, int]:
+    return stage.grid[0] // 2**stage.num_unrolls, stage.grid[1] // 2**stage.num_unrolls
+
+
+def _grid_order(times: int) -> list[int]:
+    """Of the axes (sample, offsets of each deal, heap's row, heap's column, channel), those that make up a row, …"""
+    rows = [2 * times + 1, *range(2 * times - 1, 0, -2)]
+    return [0, *rows, *(axis + 1 for axis in rows), 2 * times + 3]
 
 
 def check_layout(feature: Tensor, stage: StageSpec) -> None:

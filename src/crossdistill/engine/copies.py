@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import broadcast
 
 from crossdistill.engine.average import moving_average
+from crossdistill.engine.evaluate import eval_mode
 from crossdistill.engine.learner import Learner
 from crossdistill.engine.ledger import not_finite
 from crossdistill.engine.optimize import build_optimizer
@@ -72,6 +73,15 @@ class Copies:
         if self.accelerator.num_processes > 1:
             same_buffers(student)
         yield student
+
+    @contextmanager
+    def measured(self) -> Iterator[Mapping[str, nn.Module]]:
+        """The method's own networks as they are trained now, in eval mode with all that they are made of."""
+        networks = self.learner.method.measured()
+        if networks and self.accelerator.num_processes > 1:
+            same_buffers(self.learner)
+        with eval_mode(self.learner):
+            yield networks
 
     def finish(self, chosen: dict[str, Tensor]) -> None:
         """Leave the student in eval mode with the ``chosen`` weights, or without any those of :meth:`exported`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,18 +10,21 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed import nn as collectives
 
-from crossdistill.contracts import Batch, Outputs
+from crossdistill.contracts import Batch, Outputs, Signal
 from crossdistill.errors import InputError
 from crossdistill.losses.cross_entropy import is_labelled
 
 
-def loss_weights(batches: Sequence[Batch], accelerator: Accelerator, *, gathered: bool = False) -> Tensor:
+def loss_weights(
+    batches: Sequence[Batch], accelerator: Accelerator, *, gathered: bool = False, together: bool = False
+) -> Tensor:
     """How much the mean over one micro-batch counts in the mean over all of them on all processes.
 
     Args:
         batches: this process's M micro-batches of a step.
         accelerator: the device, and the other processes.
         gathered: the loss is taken over each micro-batch together with those of the other processes.
+        together: the processes meet in every micro-batch, so that each must have as many as the others.
 
     Returns:
         ``(M, 2)`` on the device: share of the samples, share of the labelled ones; times the number of processes,
@@ -37,8 +40,9 @@ def loss_weights(batches: Sequence[Batch], accelerator: Accelerator, *, gathered
     counts = torch.stack([_counts(batch.target) for batch in batches]).to(accelerator.device, non_blocking=True)
     totals: Tensor = accelerator.reduce(counts.sum(dim=0), "sum").clamp(min=1)
     weights: Tensor = counts * accelerator.num_processes / totals
-    if gathered:
+    if gathered or together:
         _check_equally_many(len(batches), accelerator)
+    if gathered:
         weights[:, 0] = accelerator.reduce(counts[:, 0].clone(), "sum") / totals[0]
     return weights
 
@@ -58,11 +62,20 @@ def _check_equally_many(count: int, accelerator: Accelerator) -> None:
         )
 
 
-def gather_samples(student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Outputs, Outputs, Batch]:
+def gather_samples(
+    student: Outputs, teacher: Outputs, batch: Batch, *, needs: Collection[Signal], reads_stages: bool
+) -> tuple[Outputs, Outputs, Batch]:
     """Outputs and targets of all processes in order of rank, with gradient to the process that computed them.
 
     For losses that relate samples. Processes may bring different numbers of samples. The result holds no images.
+
+    Args:
+        student, teacher, batch: this process's own.
+        needs: what travels of the teacher's outputs.
+        reads_stages: whether the student's stages travel, which are far larger than its logits and embedding.
     """
+    student = student if reads_stages else student.only({"logits", "embedding"})
+    teacher = teacher.only(needs)
     sizes = [torch.zeros_like(batch.sample_id[:1]) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(sizes, torch.full_like(batch.sample_id[:1], len(batch)))
     counts = [int(size) for size in sizes]
@@ -76,6 +89,7 @@ def _gathered(outputs: Outputs, counts: list[int]) -> Outputs:
         logits=None if outputs.logits is None else _gather(outputs.logits, counts),
         embedding=None if outputs.embedding is None else _gather(outputs.embedding, counts),
         stages=None if outputs.stages is None else tuple(_gather(stage, counts) for stage in outputs.stages),
+        members=None if outputs.members is None else tuple(_gathered(member, counts) for member in outputs.members),
     )
 
 

@@ -49,7 +49,7 @@ def evaluate(
     if isinstance(model, nn.Module):
         model.to(accelerator.device)
     counts: _Counts | None = None
-    with _eval_mode(model):
+    with eval_mode(model):
         for batch in islice(loader, max_batches):
             moved = batch.to(accelerator.device, channels_last=channels_last)
             with accelerator.autocast():
@@ -108,7 +108,8 @@ def _logits(model: nn.Module | Teacher, batch: Batch, view: str) -> Tensor:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module | Teacher) -> Iterator[None]:
+def eval_mode(model: nn.Module | Teacher) -> Iterator[None]:
+    """Put a module in eval mode, and afterwards give each of its modules its mode back."""
     training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
     if isinstance(model, nn.Module):
         model.eval()

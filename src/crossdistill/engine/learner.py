@@ -45,7 +45,7 @@ class Learner(nn.Module):
         student: ``images -> Outputs``.
         method: what compares student and teacher.
         settings: weight and label smoothing of the hard-label term.
-        gather: give the method the outputs of all processes.
+        several: there are other processes, whose outputs a method that relates samples is given as well.
         weights: ``(K,)``, of each class in the hard-label term.
     """
 
@@ -57,11 +57,13 @@ class Learner(nn.Module):
         method: Method,
         settings: TrainSettings,
         *,
-        gather: bool,
+        several: bool,
         weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.method, self.gather = student, method, gather
+        self.student, self.method = student, method
+        self.gather = several and method.relates_samples
+        self.together = several and (method.relates_samples or method.gathers_itself)
         self.hard_label_weight = 0.0 if method.includes_cross_entropy else settings.cross_entropy_weight
         self.label_smoothing = settings.label_smoothing
         self.register_buffer("class_weights", weights, persistent=False)
@@ -87,7 +89,8 @@ class Learner(nn.Module):
                 class_weights=self.class_weights,
             )
         if self.gather:
-            student, teacher, batch = gather_samples(student, teacher, batch)
+            needs, reads_stages = self.method.needs, self.method.reads_stages
+            student, teacher, batch = gather_samples(student, teacher, batch, needs=needs, reads_stages=reads_stages)
         losses |= self.method(student, teacher, batch)
         if not losses:
             raise InputError(
@@ -98,8 +101,12 @@ class Learner(nn.Module):
         return losses
 
     def no_weight_decay(self) -> set[str]:
-        """The student's own list, under the names that it has in here (timm asks for it by this name)."""
-        return {f"student.{name}" for name in undecayed(self.student)}
+        """The lists of the student and of each method, under the names in here (timm asks for it by this name)."""
+        names = {f"student.{name}" for name in undecayed(self.student)}
+        for prefix, part in self.method.named_modules(prefix="method"):
+            if isinstance(part, Method):
+                names |= {f"{prefix}.{name}" for name in undecayed(part)}
+        return names
 
 
 def build_learner(
@@ -108,14 +115,27 @@ def build_learner(
     """The learner in training mode on its device; on several GPUs batch statistics are taken over all of them.
 
     Raises:
-        InputError: class weights that do not fit the classes.
+        InputError: class weights that do not fit the classes, or a method whose parts cannot share several processes.
     """
     several = accelerator.num_processes > 1
+    if several:
+        _check_one_way(method)
     weights = None
     if settings.class_weights is not None:
         spec: ModelSpec = student.spec  # type: ignore[assignment]
         weights = weights_for(loader, settings, spec.num_classes)
-    learner = Learner(student, method, settings, gather=several and method.relates_samples, weights=weights)
+    learner = Learner(student, method, settings, several=several, weights=weights)
     if several and accelerator.device.type == "cuda":
         convert_sync_batchnorm(learner)  # type: ignore[no-untyped-call]
     return learner.to(accelerator.device).train()
+
+
+def _check_one_way(method: Method) -> None:
+    """A method either is given the outputs of all processes or fetches them; what is given needs no fetching."""
+    if method.relates_samples and method.gathers_itself:
+        raise InputError(
+            f"method {type(method).__name__} on several processes, one part of which must be given the outputs of all "
+            "processes, while another fetches them itself",
+            "parts that get them in one way",
+            "train with one process, or leave out one of the two parts",
+        )

@@ -22,6 +22,7 @@ from crossdistill.engine.keeper import Keeper, identity
 from crossdistill.engine.learner import HARD_LABELS, TrainLoader
 from crossdistill.engine.ledger import Ledger, check_finite, not_finite
 from crossdistill.engine.log import MetricsLog
+from crossdistill.engine.measured import measured
 from crossdistill.engine.optimize import LearningRate
 from crossdistill.engine.progress import Quiet, Reporter
 from crossdistill.engine.record import FitResult, Record, epoch_of, fit_result, total_steps
@@ -148,7 +149,8 @@ class Trainer:
         self.rate.set(self.record.step)
         totals: dict[str, Tensor] = {}
         weights, channels_last = self.weights, self.settings.channels_last
-        shares = loss_weights(batches, self.accelerator, gathered=weights.learner.gather)
+        gathered, together = weights.learner.gather, weights.learner.together
+        shares = loss_weights(batches, self.accelerator, gathered=gathered, together=together)
         for index, (batch, (share, labelled_share)) in enumerate(zip(batches, shares, strict=True), start=1):
             batch = batch.to(self.accelerator.device, channels_last=channels_last)
             with nullcontext() if index == len(batches) else self.accelerator.no_sync(weights.model):
@@ -194,14 +196,11 @@ class Trainer:
         """Measure the weights that would be exported now; whether they are the best so far, if best is wanted."""
         if self.eval_loader is None:
             return False
+        how: dict[str, Any] = {"accelerator": self.accelerator, "channels_last": self.settings.channels_last}
+        how["max_batches"] = 2 if self.is_trial else None
+        others = measured(self.weights, self.eval_loader, **how)
         with self.weights.exported() as student:
-            metrics = evaluate(
-                student,
-                self.eval_loader,
-                accelerator=self.accelerator,
-                max_batches=2 if self.is_trial else None,
-                channels_last=self.settings.channels_last,
-            )
+            metrics = evaluate(student, self.eval_loader, **how) | others
             if not math.isfinite(metrics["loss"]):
                 raise not_finite(f"evaluation loss {metrics['loss']} after step {self.record.step}", self.settings)
             epoch = epoch_of(self.record.step, self.steps_per_epoch)

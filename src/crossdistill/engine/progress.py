@@ -235,4 +235,5 @@ def speed_text(line: dict[str, Any]) -> str:
 def evaluation_text(line: dict[str, Any]) -> str:
     """Accuracy and loss in a few words."""
     top5 = f", top-5 {line['top5']:.1%}" if "top5" in line else ""
-    return f"top-1 {line['top1']:.1%}{top5}, loss {line['loss']:.3g}"
+    others = "".join(f", {key.removesuffix('_top1')} {line[key]:.1%}" for key in line if key.endswith("_top1"))
+    return f"top-1 {line['top1']:.1%}{top5}, loss {line['loss']:.3g}{others}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from crossdistill.contracts import Teacher
 from crossdistill.engine.average import moving_average
 from crossdistill.engine.copies import Copies, State, same_buffers
+from crossdistill.engine.evaluate import eval_mode
 from crossdistill.engine.learner import Learner
 from crossdistill.engine.optimize import build_optimizer
 from crossdistill.errors import InputError
@@ -47,7 +48,7 @@ class Shards(Copies):
     def __init__(
         self, learner: Learner, teacher: Teacher | None, settings: TrainSettings, accelerator: Accelerator
     ) -> None:
-        self.accelerator, self.settings = accelerator, settings
+        self.accelerator, self.settings, self.teacher = accelerator, settings, teacher
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         _check_optimizer(settings, mesh)
         for tensor in (*learner.parameters(), *learner.buffers()):
@@ -82,6 +83,22 @@ class Shards(Copies):
         self.whole.student.load_state_dict(_each_tensor(source.state_dict(), _full))
         yield self.whole.student
         self.whole.student.to("cpu")
+
+    @contextmanager
+    def measured(self) -> Iterator[Mapping[str, nn.Module]]:
+        """The whole method's own networks, which are made of the whole student, with the weights of the shards."""
+        networks = self.whole.method.measured()
+        if not networks:
+            yield {}
+            return
+        for whole, part in ((self.whole.student, self.learner.student), (self.whole.method, self.learner.method)):
+            whole.load_state_dict(_each_tensor(part.state_dict(), _full))
+        self.whole.to(self.accelerator.device)
+        with eval_mode(self.whole):
+            yield networks
+        self.whole.to("cpu")
+        if isinstance(self.teacher, nn.Module):  # the method may have taken it along
+            self.teacher.to(self.accelerator.device)
 
     def finish(self, chosen: dict[str, Tensor]) -> None:
         """Also hand the method back as it was trained."""

@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from crossdistill.losses.inputs import embedding_pair
+
+CHUNK_ELEMENTS = 2**24
+"""Elements of the largest tensor that is made where a loss is computed for some anchors at a time: 64 MiB of float32.
+
+One anchor is the least, so that B² or B D elements are held where these are more.
+"""
 
 MIN_DISTANCE = 1e-6
 """Closer points count as coinciding: their distance is this, without gradient, and they have no direction."""
@@ -14,6 +21,8 @@ MIN_DISTANCE = 1e-6
 
 def rkd_distance(student: Tensor, teacher: Tensor, *, squared: bool = False) -> Tensor:
     """Smooth L1 between the two networks' pairwise distances, each divided by its mean.
+
+    Memory grows with B².
 
     >>> student, teacher = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [2.0], [3.0]])
     >>> round(rkd_distance(student, teacher).item(), 4)
@@ -37,8 +46,7 @@ def rkd_distance(student: Tensor, teacher: Tensor, *, squared: bool = False) -> 
 def _relative_distances(points: Tensor, squared: bool) -> Tensor:
     """Distances ``(B, B)`` over their mean, 0 on the diagonal."""
     num_points = len(points)
-    # Not by way of a matrix product: |a|² + |b|² - 2ab loses the distances of near neighbours in float32.
-    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").clamp(min=MIN_DISTANCE)
+    distances = _distances(points).clamp(min=MIN_DISTANCE)
     if squared:
         distances = distances.square()
     distances = distances * (1 - torch.eye(num_points, dtype=points.dtype, device=points.device))
@@ -46,10 +54,19 @@ def _relative_distances(points: Tensor, squared: bool) -> Tensor:
     return distances * max(num_pairs, 1) / distances.sum().clamp(min=MIN_DISTANCE**2)
 
 
+def _distances(points: Tensor) -> Tensor:
+    """Distances ``(B, B)``, of some points at a time to all: on GPUs the backward pass holds all differences."""
+    size = _anchors_at_a_time(points)
+    rows = [points[start : start + size] for start in range(0, len(points), size)]
+    # Not by way of a matrix product: |a|² + |b|² - 2ab loses the distances of near neighbours in float32.
+    return torch.cat([torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist") for some in rows])
+
+
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth L1 between the cosines of the angles that all triplets of samples span, in both networks.
 
-    Memory grows with B³ and B² D.
+    There are B³ of them, so large batches are computed for some anchors at a time, and once more in the backward pass:
+    no tensor is larger than ``CHUNK_ELEMENTS``.
 
     >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> teacher = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
@@ -67,14 +84,33 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     entries, zero where two of the three samples coincide.
     """
     student, teacher = embedding_pair(student, teacher, same_width=False)
+    num_points, size = len(student), min(_anchors_at_a_time(student), _anchors_at_a_time(teacher))
     # Autocast would run the matrix product in 16 bits.
     with torch.autocast(student.device.type, enabled=False):
-        return F.smooth_l1_loss(_angles(student), _angles(teacher))
+        if size >= num_points:
+            total = _angle_errors(student, teacher, 0, num_points)
+        else:
+            parts = [
+                checkpoint(_angle_errors, student, teacher, start, size, use_reentrant=False, preserve_rng_state=False)
+                for start in range(0, num_points, size)
+            ]
+            total = torch.stack(parts).sum()
+    return total / num_points**3
 
 
-def _angles(points: Tensor) -> Tensor:
-    """Cosines ``(B, B, B)``: at ``[i, j, k]`` the angle at point i between points j and k."""
-    differences = points[None, :] - points[:, None]
+def _anchors_at_a_time(points: Tensor) -> int:
+    """How many points may be anchors at once, when each has a tensor of ``(B, D)`` and one of ``(B, B)``."""
+    return max(1, CHUNK_ELEMENTS // max(1, len(points) * max(points.shape)))
+
+
+def _angle_errors(student: Tensor, teacher: Tensor, start: int, size: int) -> Tensor:
+    """Sum of the errors of the angles at ``size`` anchors from ``start`` on."""
+    return F.smooth_l1_loss(_angles(student, start, size), _angles(teacher, start, size), reduction="sum")
+
+
+def _angles(points: Tensor, start: int, size: int) -> Tensor:
+    """Cosines ``(size, B, B)``: at ``[i, j, k]`` the angle at point start + i between points j and k."""
+    differences = points[None, :] - points[start : start + size, None]
     lengths: Tensor = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
     directions = differences / lengths.clamp(min=MIN_DISTANCE)
     directions = directions.masked_fill(lengths < MIN_DISTANCE, 0.0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crossdistill import losses
 from crossdistill.bridges.exit_branch import exit_branch
+from crossdistill.bridges.stage_pairs import stage_numbers
 from crossdistill.contracts import Batch, Method, ModelSpec, Modules, Outputs
 from crossdistill.errors import InputError
 from crossdistill.losses.inputs import check_positive, check_same_classes, check_weights
@@ -88,7 +89,7 @@ class OFA(Method):
         check_same_classes(student_spec, teacher_spec, num_classes=num_classes)
         check_positive({"temperature": temperature})
         check_weights({"kd_weight": kd_weight, "branch_weight": branch_weight})
-        numbers = _stage_numbers(stages, student_spec)
+        numbers = stage_numbers(stages, student_spec)
         gammas = _gammas(gamma, num_branches=len(numbers))
         branches = {
             number: exit_branch(student_spec, teacher_spec, number, num_classes=num_classes) for number in numbers
@@ -111,19 +112,6 @@ class OFA(Method):
 
     def _loss(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
         return losses.ofa(logits, teacher_logits, labels, gamma=gamma, temperature=self.temperature, form=self.form)
-
-
-def _stage_numbers(stages: Sequence[int] | None, student: ModelSpec) -> list[int]:
-    num_stages = len(student.stages)
-    if stages is None:
-        return list(range(1, num_stages + 1))
-    if len(set(stages)) < len(stages) or any(number not in range(1, num_stages + 1) for number in stages):
-        raise InputError(
-            f"stages={list(stages)}",
-            f"different numbers from 1 to {num_stages}: student {student.name!r} has {num_stages} stages",
-            "leave out the others, or drop the option to use all stages",
-        )
-    return list(stages)
 
 
 def _gammas(gamma: float | Sequence[float], *, num_branches: int) -> list[float]:

@@ -32,9 +32,16 @@ class History:
         first = self.evaluate[0] if self.evaluate else None
         return first["step"] / first["epoch"] if first and first["epoch"] else None
 
-    def accuracy(self, axis: Axis) -> Curve:
-        """Top-1 accuracy of each evaluation."""
-        return _curve((event[axis], event.get("top1")) for event in self.evaluate)
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the networks that the method made of its own and had measured."""
+        keys = dict.fromkeys(key for event in self.evaluate for key in event if key.endswith("_top1"))
+        return tuple(key.removesuffix("_top1") for key in keys)
+
+    def accuracy(self, axis: Axis, network: str | None = None) -> Curve:
+        """Top-1 accuracy of each evaluation, of the student or of such a network."""
+        key = "top1" if network is None else f"{network}_top1"
+        return _curve((event[axis], event.get(key)) for event in self.evaluate)
 
     def loss(self, axis: Axis, term: str | None = None) -> Curve:
         """The training loss, or one of its terms; by epoch, the mean of what was logged in it."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from markupsafe import Markup
 
 from crossdistill.analysis.compare import difference, points, summarise, verdict
-from crossdistill.report.figures import Dots, Series, css_colour, dot_plot, is_dashed, line_chart
+from crossdistill.report.figures import NUM_SERIES_COLOURS, Dots, Series, css_colour, dot_plot, is_dashed, line_chart
 from crossdistill.report.history import Curve
 from crossdistill.report.panel import Panel, panel
 from crossdistill.report.results import Row
@@ -188,10 +188,17 @@ def _series(run: Run, term: str | None, *, evaluated: bool = False) -> list[Seri
     series = []
     for (row, histories), colour in zip(run.rows, row_colours(run.results.rows), strict=True):
         every = [history.accuracy(run.axis) if evaluated else history.loss(run.axis, term) for history in histories]
-        drawn: tuple[Curve, ...] = tuple(curve for curve in every if len(curve) > 1)
-        if drawn:
-            series.append(Series(row.label, colour, drawn))
+        series += _drawn(row.label, colour, every)
+        for network in dict.fromkeys(name for history in histories for name in history.measured) if evaluated else ():
+            curves = [history.accuracy(run.axis, network) for history in histories]
+            series += _drawn(f"{row.label}: {network.replace('_', ' ')} network", colour + NUM_SERIES_COLOURS, curves)
     return series
+
+
+def _drawn(name: str, colour: int, curves: Iterable[Curve]) -> list[Series]:
+    """The series of the curves that have more than a point; none without any."""
+    drawn = tuple(curve for curve in curves if len(curve) > 1)
+    return [Series(name, colour, drawn)] if drawn else []
 
 
 def _describe(subject: str, series: list[Series], *, percent: bool, axis: str) -> str:

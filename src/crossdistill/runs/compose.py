@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from crossdistill.contracts import UNLABELLED, InputSpec, Method, Modules, Teacher
+from crossdistill.contracts import UNLABELLED, InputSpec, Method, Teacher
 from crossdistill.data import (
     EvalLoader,
     Selection,
@@ -33,9 +33,9 @@ from crossdistill.data.sampler import num_steps
 from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, connect, process, total_steps, weights_for
 from crossdistill.errors import InputError
 from crossdistill.models import StagedModel, build
-from crossdistill.registry import METHODS
-from crossdistill.settings import ModelSettings, Settings, TeacherSettings, TrainSettings, resolve_options
-from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, MappedTeacher, check_signals, make_class_map
+from crossdistill.runs.objective import build_method, resolve_method
+from crossdistill.settings import ModelSettings, Settings, TeacherSettings, TrainSettings
+from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, MappedTeacher, make_class_map
 
 STUDENT_VIEW = "student"
 
@@ -92,8 +92,7 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
         InputError: parts that do not exist or do not fit together.
     """
     modules = modules or {}
-    record = METHODS.get(settings.method.name)
-    options = resolve_options(settings.method.name, record.value.build, settings.method.options)
+    name, options = resolve_method(settings.method.name, settings.method.options)
     check_optimizer(settings.train.optimizer)
     splits = open_source(settings.data)
     num_classes = len(splits.class_names)
@@ -103,16 +102,8 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
         shown = replace(student.spec.input, crop_pct=settings.data.eval_crop_pct)
         student.spec = replace(student.spec, input=shown)
     teacher = _teacher(settings, splits.class_names, modules)
-    if teacher is not None:
-        check_signals(record.value, teacher)
     torch.manual_seed(settings.seed + _METHOD_SEED_OFFSET)
-    method = record.value.build(
-        student.spec,
-        teacher.spec if teacher is not None else None,
-        num_classes=num_classes,
-        modules=_modules(record.value, student, teacher),
-        **options,
-    )
+    method = build_method(name, options, student, teacher, num_classes=num_classes)
     # Where the data bring validation images of their own, no training image is given up for them.
     hold_out = settings.train.select == "best" and splits.validation is None
     if isinstance(splits.train, Stream):
@@ -218,12 +209,6 @@ def _frozen(
         return FrozenTeacher(model_of(settings, class_names, modules, allow_code=allow_code), view=view)
     model = model_of(settings, None, modules, allow_code=allow_code)
     return MappedTeacher(model, make_class_map(settings.class_map, class_names, model.spec), view=view)
-
-
-def _modules(method: type[Method], student: StagedModel, teacher: Teacher | None) -> Modules | None:
-    if "modules" not in method.needs or not isinstance(teacher, FrozenTeacher):
-        return None
-    return Modules(student, teacher.model)
 
 
 def views_of(student: StagedModel, teacher: Teacher | None) -> dict[str, InputSpec]:

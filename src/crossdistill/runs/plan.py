@@ -12,9 +12,9 @@ from torch import nn
 from crossdistill import settings as settings_room
 from crossdistill.engine import connect, on_main, process, reporter
 from crossdistill.errors import InputError
-from crossdistill.registry import METHODS
 from crossdistill.report import write_report
 from crossdistill.runs.folder import RunFolder
+from crossdistill.runs.objective import resolve_method
 from crossdistill.runs.results import Results, merge
 from crossdistill.runs.single import run_single, try_out
 from crossdistill.settings import MethodSettings, Settings
@@ -67,9 +67,8 @@ def make_plan(
     settings = settings_room.load(tree, overrides)
     if baseline and not settings.teachers:
         raise InputError("--baseline without a teacher", "a distillation to compare with", "drop --baseline")
-    record = METHODS.get(settings.method.name)
-    options = settings_room.resolve_options(record.name, record.value.build, settings.method.options)
-    settings = settings.model_copy(update={"method": MethodSettings(name=record.name, **options)})
+    name, options = resolve_method(settings.method.name, settings.method.options)
+    settings = settings.model_copy(update={"method": MethodSettings(name=name, **options)})
     return Plan(settings.model_copy(update={"seed": seeds[0]}), seeds, baseline)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,7 +15,18 @@ from torch import nn
 from crossdistill.analysis import cost
 from crossdistill.contracts import ModelSpec, Teacher
 from crossdistill.data.duplicates import crossing
-from crossdistill.engine import FitResult, Reporter, connect, evaluate, fit, from_all, on_main, reporter
+from crossdistill.engine import (
+    FitResult,
+    Reporter,
+    below_student,
+    connect,
+    evaluate,
+    fit,
+    from_all,
+    on_main,
+    process,
+    reporter,
+)
 from crossdistill.export import export_student
 from crossdistill.runs.compose import Parts, compose
 from crossdistill.runs.folder import RunFolder
@@ -48,7 +60,9 @@ def run_single(
     progress = _reporter(accelerator, quiet=quiet)
     teacher_top1 = _measure_teacher(parts, accelerator, progress, allow=settings.allow_untrained_teacher)
     on_main(lambda: folder.begin(parts.settings))  # not before: with another teacher it would be another run
-    final = _fit(parts, folder, progress).metrics
+    fitted = _fit(parts, folder, progress)
+    final = fitted.metrics
+    parts.warnings.extend(below_student(fitted.history[-1]))
     if parts.selection_loader is not parts.test_loader:
         final = evaluate(parts.student, parts.test_loader, accelerator=accelerator)
     _note_corrupt(parts)
@@ -95,7 +109,7 @@ def _measure_teacher(
     teacher = parts.teacher
     if teacher is None:
         return None
-    metrics = evaluate(teacher, parts.test_loader, accelerator=accelerator, max_batches=max_batches)
+    metrics = _teacher_metrics(parts, teacher, accelerator, max_batches)
     top1: float = metrics["top1"]
     shown = f"{parts.splits.evaluation_name} ({metrics['num_samples']} images)"
     progress.message(f"teacher {teacher.spec.name}: top-1 {top1:.2%} on {shown}")
@@ -104,6 +118,25 @@ def _measure_teacher(
         parts.warnings.append(warning)
         progress.message(f"warning: {warning}")
     return top1
+
+
+_TEACHERS: dict[str, dict[str, Any]] = {}
+"""Figures of teachers that this process has measured, by all that they depend on; seeds of a plan share them."""
+
+
+def _teacher_metrics(
+    parts: Parts, teacher: Teacher, accelerator: Accelerator, max_batches: int | None
+) -> dict[str, Any]:
+    members = teacher.teachers if isinstance(teacher, EnsembleTeacher) else (teacher,)
+    key = json.dumps(
+        [
+            *(parts.identity(), [asdict(one.spec.input) for one in members], max_batches, process()),
+            parts.settings.model_dump(mode="json", include={"data", "device", "train"}),
+        ]
+    )
+    if key not in _TEACHERS:
+        _TEACHERS[key] = evaluate(teacher, parts.test_loader, accelerator=accelerator, max_batches=max_batches)
+    return _TEACHERS[key]
 
 
 def _fit(parts: Parts, folder: RunFolder | None, progress: Reporter, *, max_steps: int | None = None) -> FitResult:

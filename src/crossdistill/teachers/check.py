@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 
 from crossdistill.contracts import Method, Teacher
-from crossdistill.errors import InputError
+from crossdistill.errors import InputError, UnsuitablePair
+from crossdistill.teachers.ensemble import EnsembleTeacher
 
 STANDARD_ERRORS = 3
 
 
 def check_signals(method: type[Method] | Method, teacher: Teacher) -> None:
-    """Refuse a teacher that does not hold what the method needs.
+    """Refuse a teacher that does not hold what the method needs; of several, the first that does not.
 
     Raises:
-        InputError: naming the missing signals.
+        UnsuitablePair: naming the missing signals.
     """
-    missing = method.needs - teacher.holds
-    if missing:
-        name = method.__name__ if isinstance(method, type) else type(method).__name__
-        raise InputError(
-            f"method {name}, which needs {_words(method.needs)}, and teacher {teacher.spec.name}, "
-            f"which holds {_words(teacher.holds)}",
-            f"a teacher that also holds {_words(missing)}",
-            "use one live teacher without a class map, or a method that needs logits only (kd, dkd, dist, ofa)",
-        )
+    for one in teacher.teachers if isinstance(teacher, EnsembleTeacher) else (teacher,):
+        missing = method.needs - one.holds
+        if missing:
+            name = method.__name__ if isinstance(method, type) else type(method).__name__
+            raise UnsuitablePair(
+                f"method {name}, which needs {_words(method.needs)}, and teacher {one.spec.name}, "
+                f"which holds {_words(one.holds)}",
+                f"a teacher that also holds {_words(missing)}",
+                "give a live teacher without a class map, or choose a method that needs less",
+            )
 
 
 def check_above_chance(accuracy: float, num_samples: int, num_classes: int, *, allow: bool) -> str | None:

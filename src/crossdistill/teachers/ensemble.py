@@ -19,15 +19,20 @@ from crossdistill.teachers.frozen import FrozenTeacher
 class EnsembleTeacher(nn.Module):
     """The mean of probabilities at temperature 1, given as log-probabilities ``(B, K)`` in ``Outputs.logits``.
 
+    Embeddings and stages of networks of different shapes have no mean: each teacher's own are in ``Outputs.members``.
+
     Args:
         teachers: at least one, all with the same classes in the same order.
         weights: one positive weight a teacher; only their ratios matter. Default: all equal.
 
+    Attributes:
+        holds: what every one of the teachers holds.
+        passes_on: which signals of each teacher stay in ``Outputs.members``. The others are dropped before the next
+            teacher answers, so that the stages of all of them are never in memory for a method that reads none.
+
     Raises:
         InputError: class counts or class names that differ, or weights that do not fit.
     """
-
-    holds: frozenset[Signal] = frozenset({"logits"})
 
     def __init__(self, teachers: Sequence[FrozenTeacher], weights: Sequence[float] | None = None) -> None:
         super().__init__()
@@ -35,6 +40,8 @@ class EnsembleTeacher(nn.Module):
         _check(teachers, weights)
         self.teachers: Sequence[FrozenTeacher] = nn.ModuleList(teachers)  # type: ignore[assignment]
         self.weights = tuple(weight / sum(weights) for weight in weights)
+        self.holds: frozenset[Signal] = frozenset.intersection(*(teacher.holds for teacher in teachers))
+        self.passes_on: frozenset[Signal] = frozenset({"logits"})
         self.spec: ModelSpec = replace(
             teachers[0].spec,
             name=" + ".join(teacher.spec.name for teacher in teachers),
@@ -47,12 +54,13 @@ class EnsembleTeacher(nn.Module):
 
     @torch.no_grad()
     def signals(self, batch: Batch) -> Outputs:
-        """Log of the weighted mean of probabilities."""
-        terms = [
-            log_probabilities(teacher.signals(batch).require("logits")) + math.log(weight)
-            for teacher, weight in zip(self.teachers, self.weights, strict=True)
-        ]
-        return Outputs(logits=torch.logsumexp(torch.stack(terms), dim=0))
+        """Log of the weighted mean of probabilities, and of each teacher what is passed on."""
+        terms, members = [], []
+        for teacher, weight in zip(self.teachers, self.weights, strict=True):
+            answer = teacher.signals(batch)
+            terms.append(log_probabilities(answer.require("logits")) + math.log(weight))
+            members.append(answer.only(self.passes_on))
+        return Outputs(logits=torch.logsumexp(torch.stack(terms), dim=0), members=tuple(members))
 
     def fingerprint(self) -> str:
         """The hash that names these teachers and their weights in the mean."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from timm.models.hiera import Unroll
 
 from crossdistill.bridges.exit_branch import exit_branch
-from crossdistill.bridges.layout import as_map, as_tokens, map_to_tokens, split_prefix, tokens_to_map
+from crossdistill.bridges.layout import as_map, as_tokens, from_map, map_to_tokens, split_prefix, tokens_to_map
 from crossdistill.contracts import StageSpec
 from crossdistill.errors import InputError
 from oracles import layouts as oracle
@@ -111,6 +111,22 @@ def test_any_stage_agrees_with_looking_positions_up(spec):
     assert torch.equal(tokens_to_map(patches, spec.grid), as_map(feature, spec))
     assert torch.equal(map_to_tokens(as_map(feature, spec)), patches)
     assert prefix.shape == (2, spec.num_prefix_tokens, spec.channels)
+
+
+@given(stages())
+@settings(deadline=None)
+def test_any_stage_comes_back_from_its_map(spec):
+    feature = feature_of(spec)
+    prefix, _ = split_prefix(feature, spec)
+    back = from_map(as_map(feature, spec), spec, prefix if spec.num_prefix_tokens else None)
+    assert torch.equal(back, feature)
+    assert back.is_contiguous()
+
+
+@pytest.mark.parametrize("prefix", [None, PREFIX[:, :1]])
+def test_a_map_without_the_prefix_tokens_of_the_stage_is_refused(prefix):
+    with pytest.raises(InputError, match="2 prefix tokens"):
+        from_map(MAP, stage("NLC", 2), prefix)
 
 
 @given(stages(), st.integers(1, 3), st.integers(1, 24), st.data())

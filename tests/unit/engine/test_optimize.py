@@ -83,7 +83,7 @@ def test_the_students_own_list_is_found_behind_the_wrapper(name):
 
 def test_decay_falls_on_matrices_of_student_and_method_only():
     net = timm.create_model("test_vit3", num_classes=4)
-    learner = Learner(Wrapper(net), Match(), settings(), gather=False)
+    learner = Learner(Wrapper(net), Match(), settings(), several=False)
     optimizer = build_optimizer(learner, settings(weight_decay=0.3))
     names = {id(parameter): name for name, parameter in learner.named_parameters()}
     decay = {
@@ -99,13 +99,13 @@ def test_decay_falls_on_matrices_of_student_and_method_only():
 
 @pytest.mark.parametrize("name", ["sgd", "lamb", "Lookahead_AdamW", "muon"])
 def test_timms_optimizers_are_built_by_name(name):
-    learner = Learner(SmallNet(), Match(), settings(), gather=False)
+    learner = Learner(SmallNet(), Match(), settings(), several=False)
     optimizer = build_optimizer(learner, settings(optimizer=name, lr=0.125))
     assert {group["lr"] for group in optimizer.param_groups} == {0.125}
 
 
 @pytest.mark.parametrize("name", ["lookahead", "adam w", "lookahead_nothing", "fusedadam"])
 def test_an_optimizer_that_cannot_be_built_is_bad_input(name):
-    learner = Learner(SmallNet(), Match(), settings(), gather=False)
+    learner = Learner(SmallNet(), Match(), settings(), several=False)
     with pytest.raises(InputError, match=f"optimizer {name!r}"):
         build_optimizer(learner, settings(optimizer=name))

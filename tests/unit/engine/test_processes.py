@@ -34,6 +34,9 @@ def test_both_ranks_hold_what_one_process_computes(launched, name):
         assert torch.equal(first[key], second[key]), key
     student, method, result = train(name)
     assert first["top1"].item() == result.metrics["top1"]
+    fused = [line["fused_top1"] for line in result.history if "fused_top1" in line]
+    assert first["fused"].tolist() == fused
+    assert len(fused) == (3 if name == "measured" else 0)
     alone = {f"student.{k}": v for k, v in student.state_dict().items()}
     alone |= {f"method.{k}": v for k, v in method.state_dict().items()}
     for key, value in alone.items():

@@ -15,7 +15,8 @@ from crossdistill.engine.copies import Copies
 from crossdistill.engine.devices import shards_wanted
 from crossdistill.engine.hold import hold
 from crossdistill.errors import InputError, Interrupted
-from samples.train_sharded import RUNS, train
+from samples import train_fused
+from samples.train_sharded import RUNS, fused_top1, train
 from samples.training import Match, SmallNet, Stop, TensorLoader, settings
 
 TESTS = Path(__file__).resolve().parents[2]
@@ -46,7 +47,7 @@ def one_process():
 def state(student, method, result):
     tensors = {f"student.{k}": v for k, v in student.state_dict().items()}
     tensors |= {f"method.{k}": v for k, v in method.state_dict().items()}
-    return {**tensors, "loss": torch.tensor(result.metrics["loss"], dtype=torch.float64)}
+    return {**tensors, "loss": torch.tensor(result.metrics["loss"], dtype=torch.float64), "fused": fused_top1(result)}
 
 
 def ranks(folder, name):
@@ -70,6 +71,12 @@ def test_shards_end_with_the_weights_of_one_process(launched, one_process, name)
     """Micro-batches, clipping, averaging, soft and missing labels; a loss of each sample, and one of relations."""
     rounding = {"small": {"atol": 2e-5}, "half": {"rtol": 0.02, "atol": 2e-3}}  # of AdamW, and of 8 bits
     assert_close(ranks(launched, name), one_process[name], **rounding.get(name, {}))
+
+
+@pytest.mark.parametrize("name", train_fused.RUNS)
+def test_a_network_fused_of_both_trains_on_two_processes_as_on_one(launched, name):
+    """Copies and shards, uneven shares of a batch, and rows that a method gathers itself, also with gradients."""
+    assert_close(ranks(launched, name), train_fused.train(name))
 
 
 def test_a_resume_of_shards_by_shards_is_exact(launched):

@@ -58,9 +58,23 @@ def test_relational_losses_and_gradient(golden, case, squared):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_correlation(golden, case):
-    loss = losses.correlation(golden[f"{case}/cc_student_embed"], golden[f"{case}/cc_teacher_embed"])
+def test_relational_losses_and_gradient_in_chunks(golden, case, monkeypatch):
+    monkeypatch.setattr(losses.relational, "CHUNK_ELEMENTS", 1)  # one anchor at a time
+    test_relational_losses_and_gradient(golden, case, squared=False)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_correlation_and_gradient(golden, case):
+    """The file holds no gradient; of a product of absolute errors it is the sign times the neighbours' errors."""
+    student, teacher = golden[f"{case}/cc_student_embed"].clone().requires_grad_(), golden[f"{case}/cc_teacher_embed"]
+    loss = losses.correlation(student, teacher)
+    loss.backward()
     assert_close(loss, golden[f"{case}/cc_delta_product_mean"])
+    delta = student.detach() - teacher
+    neighbours = torch.zeros_like(delta)
+    neighbours[1:] += delta[:-1].abs()
+    neighbours[:-1] += delta[1:].abs()
+    assert_close(student.grad, delta.sign() * neighbours / (len(delta) - 1))
 
 
 def test_nothing_in_the_file_is_left_out(golden):

@@ -40,7 +40,9 @@ def every_loss(device):
     total = total + losses.ofa(student, teacher, target, gamma=1.5, temperature=1.0)
     total = total + losses.rkd_distance(student, teacher)
     if device != "meta":  # where autocast, which this one switches off, is unknown
-        total = total + losses.rkd_angle(student, teacher)
+        total = total + losses.rkd_angle(student, teacher) + losses.rsd(student, teacher, kappa=0.01)
+        total = total + losses.info_nce(student, teacher, temperature=torch.full((1,), 0.1, device=device))
+    total = total + losses.noise_contrastive(student[:, 0], student, student > 0, log_mean=0.0)
     (total + losses.correlation(student, teacher)).backward()
     return student.grad
 

@@ -1,12 +1,18 @@
 """The relational losses against slow references, invariances and finite differences."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from crossdistill import losses
 from crossdistill.errors import InputError
+from crossdistill.losses import relational
 from oracles import relational_losses as oracle
 
 LOSSES = {
@@ -92,3 +98,57 @@ def test_other_numbers_of_rows_are_refused(name):
 def test_correlation_asks_for_one_width():
     with pytest.raises(InputError, match="project both"):
         losses.correlation(torch.zeros(3, 4), torch.zeros(3, 5))
+
+
+@rkd_only
+@pytest.mark.parametrize("elements", [1, 5 * 6 * 2, 5 * 6 * 4])
+def test_chunks_of_anchors_give_the_same_value_and_gradient(name, elements, monkeypatch):
+    """One, two and four of the five anchors at a time; the last chunk is not full."""
+    function, reference = LOSSES[name]
+    student, teacher = points(7).requires_grad_(), points(8, width=6)
+    whole = function(student, teacher)
+    (expected,) = torch.autograd.grad(whole, student)
+    monkeypatch.setattr(relational, "CHUNK_ELEMENTS", elements)
+    chunked = function(student, teacher)
+    torch.testing.assert_close(chunked, whole, rtol=1e-13, atol=0)
+    assert chunked.item() == pytest.approx(reference(student.tolist(), teacher.tolist()), rel=1e-9)
+    torch.testing.assert_close(torch.autograd.grad(chunked, student)[0], expected, rtol=1e-11, atol=1e-15)
+    assert torch.autograd.gradcheck(lambda points: function(points, teacher), (student,), fast_mode=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = function(student.detach().bfloat16().requires_grad_(), teacher.bfloat16())
+        half.backward()
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.double(), whole, rtol=0.1, atol=0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the elements of the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        if func is torch.ops.aten._cdist_backward.default:  # on GPUs it holds the differences of all its pairs
+            gradient, points = args[:2]
+            sizes.append(gradient.numel() * points.shape[1])
+        self.largest = max(self.largest, *sizes, 0)
+        return made
+
+
+@rkd_only
+def test_no_tensor_of_a_large_batch_is_larger_than_the_budget(name):
+    """Shapes only, forward and backward: 512 images have 134 million angles."""
+    size, width = 512, 768
+    with FakeTensorMode(), LargestTensor() as made:
+        student, teacher = torch.empty(size, width, requires_grad=True), torch.empty(size, 1024)
+        LOSSES[name][0](student, teacher).backward()
+        assert student.grad.shape == (size, width)
+    assert size**2 < made.largest <= relational.CHUNK_ELEMENTS < math.prod((size, size, width))
+
+
+def test_a_batch_that_fits_is_not_computed_twice():
+    student = torch.randn(64, 128, requires_grad=True)
+    with LargestTensor() as made:
+        losses.rkd_angle(student, torch.randn(64, 128)).backward()
+    assert made.largest == 64 * 64 * 128

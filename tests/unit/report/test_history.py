@@ -83,3 +83,12 @@ def test_settings_of_a_folder_without_config_come_from_its_results(tmp_path):
     write_run(tmp_path)
     (tmp_path / "config.yaml").unlink()
     assert "timm/test_vit3" in read_run(tmp_path).settings
+
+
+def test_networks_that_a_method_made_have_curves_of_their_own(tmp_path):
+    first, second = evaluate(1, 10, 0.5), {**evaluate(2, 20, 0.6), "fused_top1": 0.7}
+    history = log(tmp_path, first, second)
+    assert history.measured == ("fused",)
+    assert history.accuracy("epoch", "fused") == ((2, 0.7),)
+    assert history.accuracy("epoch") == ((1, 0.5), (2, 0.6))
+    assert log(tmp_path, first).measured == ()

@@ -194,3 +194,15 @@ def test_colours_have_the_contrast_that_wcag_asks_for(mode):
             assert contrast(colours[name], colours[paper]) >= 3, name
     assert contrast(colours["caution"], colours["caution-paper"]) >= 4.5
     assert contrast(colours["ink"], colours["caution-paper"]) >= 4.5
+
+
+def test_a_network_that_the_method_made_is_drawn_dashed_beside_its_student(tmp_path):
+    write_run(tmp_path)
+    for log in tmp_path.glob("ofa-*/metrics.jsonl"):
+        log.write_text(log.read_text().replace('"top1": ', '"fused_top1": 0.25, "top1": '))
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    (entry,) = re.findall(r'<li><span class="swatch dashed" style="([^"]*)"></span>[^<]*: fused network</li>', html)
+    colours = re.findall(r'<span class="swatch" style="([^"]*)"></span>[^<]*', html)
+    assert entry in colours
+    assert "fused network from 25.0 % to 25.0 %" in html
+    Page(html)

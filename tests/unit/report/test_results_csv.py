@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[3]
 ROW = {
     "recipe": "cifar100/ofa", "teacher": "timm/resnet18", "student": "timm/test_vit3", "method": "ofa",
     "data": "cifar100", "image_size": 32, "epochs_or_steps": "400 steps", "seeds": "0 1 2",
-    "top1_mean": 0.4321, "top1_sd": 0.0123, "top1_by_seed": "0:0.42 1:0.44", "teacher_top1": 0.61, "num_parameters": 213_450, "gmacs": 0.00721,
+    "top1_mean": 0.4321, "top1_sd": 0.0123, "top1_by_seed": "0:0.42 1:0.44", "teacher_top1": 0.61,
+    "num_parameters": 213_450, "gmacs": 0.00721,
     "device": "CPU", "torch": "2.11.0", "commit": "0" * 40, "command": 'crossdistill distill --out "a, b"',
     "date": "2026-01-01",
 }  # fmt: skip

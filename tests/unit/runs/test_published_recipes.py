@@ -111,3 +111,14 @@ def test_the_teacher_is_fine_tuned_at_a_tenth_of_the_rate():
     train = settings.train
     assert (train.lr, train.min_lr, train.warmup_lr) == pytest.approx((student.train.lr / 10, 1e-6, 5e-8))
     assert settings.student.args == read_recipe("cifar100/ofa-cnn").settings.student.args
+
+
+def test_rsds_recipe_is_ofas_with_two_processes_and_the_released_weights():
+    """Zhang, Liu, Ran, Ma, ICCV 2025, arXiv 2507.21844: defaults and command of the released code."""
+    rsd, ofa = read_recipe("cifar100/rsd-cnn").settings, read_recipe("cifar100/ofa-cnn").settings
+    assert rsd.method.name == "rsd"
+    options = {"kappa": 0.01, "weight": 0.1, "expansion": 2, "on": "embedding"}
+    assert rsd.method.options == options
+    assert rsd.train.batch_size == 2 * 128
+    assert rsd.train.model_copy(update={"batch_size": ofa.train.batch_size}) == ofa.train
+    assert (rsd.student, rsd.teachers, rsd.data) == (ofa.student, ofa.teachers, ofa.data)

@@ -11,7 +11,7 @@ import crossdistill
 from crossdistill import cli
 from crossdistill.data import EvalLoader
 from crossdistill.errors import InputError
-from crossdistill.runs import single
+from crossdistill.runs import execute, make_plan, read_recipe, single
 from samples import launch
 
 QUICK = ["train.steps=6", "train.batch_size=32", "train.lr=0.01", "train.log_every=1", "device=cpu"]
@@ -63,6 +63,33 @@ def test_train_is_the_command(tmp_path, capsys):
     assert ours["command"] == "from Python"
     assert ours == json.loads((tmp_path / "python" / "results.json").read_text())
     assert (tmp_path / "python" / "report.html").exists()
+
+
+def test_a_teacher_is_measured_once_for_all_seeds_and_again_for_other_images(teacher, tmp_path, monkeypatch):
+    measured = []
+    evaluate = single.evaluate
+    monkeypatch.setattr(single, "_TEACHERS", {})
+    monkeypatch.setattr(single, "evaluate", lambda model, *a, **k: measured.append(model) or evaluate(model, *a, **k))
+    keywords = {"method": "kd", "seeds": (0, 1), "quiet": True}
+    for name, more in (("one", []), ("two", ["data.eval_crop_pct=0.5"])):
+        overrides = [*QUICK, *SMALL, "train.steps=1", *more]
+        results = crossdistill.distill(
+            teacher, "timm/test_resnet", "digits", tmp_path / name, overrides=overrides, **keywords
+        )
+        assert len(measured) == (1 if name == "one" else 2)
+        (row,) = (row for row in results["rows"] if row["role"] == "teacher")
+        assert 0.2 < row["top1_mean"] <= 1
+
+
+def test_a_fused_network_below_the_student_is_warned_of(teacher, tmp_path):
+    overrides = [*QUICK, *SMALL, "method.teacher_fusion_weight=0"]  # nothing teaches it
+    keywords = {"method": "fbt", "overrides": overrides, "quiet": True}
+    results = crossdistill.distill(teacher, "timm/test_resnet", "digits", tmp_path / "run", **keywords)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["kind"] == "eval"][-1]
+    warned = [text for text in results["warnings"] if "the fused network" in text]
+    assert len(warned) == (last["fused_top1"] < last["top1"])
+    assert last["fused_top1"] < last["top1"]
 
 
 def test_distill_is_the_command(teacher, tmp_path, capsys):
@@ -208,3 +235,23 @@ def test_evaluation_takes_settings_of_the_data(teacher):
     assert part["loss"] != whole["loss"]
     with pytest.raises(InputError, match=r"data\.KEY=VALUE"):
         crossdistill.evaluate(teacher, overrides=["train.lr=1"])
+
+
+def test_two_teachers_of_other_families_and_sizes_teach_a_sum_of_methods(teacher, tmp_path):
+    """Each sees its own size, each has a bridge of its own, and each fused network is measured."""
+    tree = {
+        "student": {"name": "timm/test_resnet", "image_size": 16},
+        "teachers": [{"name": str(teacher), "weight": 3}, {"name": "timm/test_vit", "image_size": 32}],
+        "method": {"name": "hybrid", "methods": {"kd": {"temperature": 2}, "fbt": {}}, "weights": {"fbt": 0.5}},
+        "data": {"source": "digits"},
+    }
+    results = execute(make_plan(tree, QUICK), tmp_path, quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = next(line["losses"] for line in lines if line["kind"] == "train")
+    pairs = ("teacher_student", "teacher_fusion", "fusion_student")
+    each = {f"fbt_{pair}_{kind}_teacher{i}" for pair in pairs for kind in ("nce", "logits") for i in (0, 1)}
+    assert set(losses) == {"cross_entropy", "kd", *each}
+    assert {"fbt_fused_teacher0_top1", "fbt_fused_teacher1_top1"} <= set(lines[-1])
+    assert results["settings"]["method"]["methods"]["kd"]["temperature"] == 2
+    resumed = read_recipe(str(tmp_path / "config.yaml"))
+    assert execute(resumed, tmp_path, resume=True, quiet=True)["rows"] == results["rows"]

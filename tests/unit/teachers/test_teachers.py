@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crossdistill.contracts import Batch, Outputs, Teacher
-from crossdistill.errors import InputError
+from crossdistill.errors import InputError, UnsuitablePair
 from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_above_chance, check_signals, fingerprint
 from samples.training import Alone, Match, SmallNet, TensorLoader, spec_of
 
@@ -69,8 +69,21 @@ def test_the_ensemble_is_the_weighted_mean_of_probabilities(batch):
     torch.testing.assert_close(outputs.logits.exp().sum(1), torch.ones(20))
     assert outputs.embedding is None
     assert outputs.stages is None
-    assert teacher.holds == {"logits"}
     assert teacher.spec.num_parameters == 300
+
+
+def test_an_ensemble_passes_on_of_each_teacher_what_it_is_asked_for_and_no_more(batch):
+    nets = [SmallNet(seed=seed) for seed in range(2)]
+    teacher = EnsembleTeacher([FrozenTeacher(net) for net in nets])
+    assert teacher.holds == {"logits", "embedding", "stages", "modules"}
+    for signals in ({"logits"}, {"embedding"}, {"logits", "embedding", "stages", "modules"}, set()):
+        teacher.passes_on = frozenset(signals)
+        for net, member in zip(nets, teacher.signals(batch).members, strict=True):
+            own = net(batch.images["teacher0"])
+            for name in ("logits", "embedding"):
+                kept = getattr(member, name)
+                assert torch.equal(kept, getattr(own, name)) if name in signals else kept is None
+            assert member.stages is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -116,11 +129,14 @@ def test_the_fingerprint_names_the_weights_and_nothing_else():
 
 
 def test_a_method_that_needs_more_than_the_teacher_holds_is_refused_at_build_time():
-    frozen = FrozenTeacher(SmallNet())
+    frozen, stored = FrozenTeacher(SmallNet()), FrozenTeacher(SmallNet(name="stored"))
+    stored.holds = frozenset({"logits"})
     check_signals(Match, frozen)
-    check_signals(Alone, EnsembleTeacher([frozen]))
-    with pytest.raises(InputError, match=r"method Match, which needs embedding, logits, and teacher small \+ small"):
-        check_signals(Match, EnsembleTeacher([frozen, frozen]))
+    check_signals(Match, EnsembleTeacher([frozen, frozen]))
+    check_signals(Alone, EnsembleTeacher([stored]))
+    for teacher in (stored, EnsembleTeacher([frozen, stored])):
+        with pytest.raises(UnsuitablePair, match=r"method Match, which needs embedding, logits, and teacher stored,"):
+            check_signals(Match, teacher)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""The rows of all processes, for losses that compare each sample with those of every other process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed import nn as collectives
+
+
+def gather_rows(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+    """Each tensor with its rows of all processes in order of rank, and where the rows of this process begin.
+
+    Gradients go back to the process whose rows they are; what needs none is gathered without. Alone, a process gets
+    the tensors as they are.
+
+    Args:
+        tensors: T times ``(B, ...)``; B may differ between processes, all else and T must not.
+
+    Returns:
+        T times ``(sum of B, ...)``, and the offset.
+    """
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not tensors or not grouped or torch.distributed.get_world_size() == 1:
+        return list(tensors), 0
+    own = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    sizes = [torch.zeros_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(sizes, own)
+    counts = [int(size) for size in sizes]
+    return [_gathered(tensor, counts) for tensor in tensors], sum(counts[: torch.distributed.get_rank()])
+
+
+def _gathered(tensor: Tensor, counts: list[int]) -> Tensor:
+    """All rows; every process sends as many as the largest has, since collectives want one shape."""
+    missing = max(counts) - len(tensor)
+    padded = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor.contiguous()
+    parts: Sequence[Tensor]
+    if tensor.requires_grad:
+        parts = collectives.functional.all_gather(padded)  # type: ignore[no-untyped-call]
+    else:
+        parts = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
