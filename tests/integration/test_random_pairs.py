@@ -41,7 +41,7 @@ def news(rows, row):
 
 
 def cheapest(rows, count):
-    """The quickest rows that together have every method and every family on both sides."""
+    """The quickest rows that together have every family on both sides, and as many methods as they can."""
     chosen = []
     for _ in range(count):
         rest = [row for row in rows if row not in chosen]
@@ -78,8 +78,9 @@ def check(row):
 def test_the_record_is_of_sixty_pairs_of_every_method_and_family():
     assert len(RECORDED) >= FEWEST
     assert {row["outcome"] for row in RECORDED} == {"ok"}
+    assert {row["method"] for row in RECORDED} == set(METHODS_WITH_TEACHER)
+    assert len({row["method"] for row in QUICK}) == min(NUM_QUICK, len(METHODS_WITH_TEACHER))
     for rows in (RECORDED, QUICK):
-        assert {row["method"] for row in rows} == set(METHODS_WITH_TEACHER)
         assert {row["teacher_family"] for row in rows} == {row["student_family"] for row in rows} == FAMILIES
 
 

@@ -1,12 +1,18 @@
 """Every published recipe trains: its own settings on real files, with small networks in place of the large ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from crossdistill.registry import METHODS
 from crossdistill.runs import execute, list_recipes, read_recipe
+from crossdistill.runs.compose import compose
 
-NAMES = [recipe["name"] for recipe in list_recipes() if recipe["name"].split("/")[0] in ("cifar100", "imagenet")]
+ALL = [recipe["name"] for recipe in list_recipes()]
+NAMES = [name for name in ALL if name.split("/")[0] in ("cifar100", "imagenet")]
+PILOT = [name for name in ALL if name.startswith("pilot/")]
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +40,43 @@ def test_a_recipe_trains_small_networks(name, images, tmp_path):
     student = next(row for row in results["rows"] if row["role"] != "teacher")
     assert 0 <= student["top1_mean"] <= 1
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def trains_a_teacher(name):
+    return "teacher" in name
+
+
+def pilot_plan(name, images, *more):
+    """The plan of a recipe of the pilot with its own networks and method, a teacher at hand and sixteen images."""
+    own = [f"data.source=folder:{images}", "data.label_column=null", "data.limit_train=null", "data.workers=0"]
+    own += ["train.batch_size=4", "device=cpu"]
+    if read_recipe(name).settings.teachers:
+        own += ["teachers.0.name=timm/test_resnet", "teachers.0.image_size=32", "allow_untrained_teacher=true"]
+    return read_recipe(name, [*own, *more])
+
+
+@pytest.mark.parametrize("name", PILOT)
+def test_a_recipe_of_the_pilot_can_be_built(name, images):
+    plan = pilot_plan(name, images)
+    parts = compose(plan.settings)
+    assert parts.student.spec.input.image_size == (32, 32)
+    if trains_a_teacher(name):
+        return
+    assert plan.settings.method.name == name.removeprefix("pilot/")
+    assert plan.seeds == (0, 1, 2)
+    budget = read_recipe("pilot/none").settings
+    assert plan.settings.student == budget.student
+    assert read_recipe(name).settings.train == budget.train, "all methods have the same budget"
+
+
+def test_every_method_has_a_recipe_in_the_pilot():
+    distilling = {name for name in PILOT if not trains_a_teacher(name)}
+    assert {record.name for record in METHODS} == {name.removeprefix("pilot/") for name in distilling}
+
+
+def test_a_recipe_of_the_pilot_trains(images, tmp_path):
+    plan = replace(pilot_plan("pilot/hybrid", images, "train.steps=2"), seeds=(0,))
+    results = execute(plan, tmp_path / "run", quiet=True)
+    (line, *_) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(f'"{loss}"' in line for loss in ("cross_entropy", "kd", "crd_student", "crd_teacher"))
+    assert {row["role"] for row in results["rows"]} == {"distilled", "teacher"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crossdistill.bridges.batch_norm import BatchNorm
+
 
 class Decoupler(nn.Module):
     """Widen, normalise over the batch, GELU, and map to the teacher's width: ``(B, D) -> (B, E)``.
@@ -22,17 +24,11 @@ class Decoupler(nn.Module):
     def __init__(self, student_dim: int, teacher_dim: int, *, expansion: int) -> None:
         super().__init__()
         self.expand = nn.Linear(student_dim, expansion * student_dim, bias=False)
-        self.norm = nn.BatchNorm1d(expansion * student_dim)
+        self.norm = BatchNorm(expansion * student_dim)
         self.adapt = nn.Linear(expansion * student_dim, teacher_dim, bias=False)
         for layer in (self.expand, self.adapt):
             nn.init.trunc_normal_(layer.weight, std=0.02)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """The embedding ``(B, D)`` at the teacher's width; one image alone is normalised as in evaluation."""
-        return self.adapt(F.gelu(self._normalized(self.expand(embedding))))  # type: ignore[no-any-return]
-
-    def _normalized(self, hidden: Tensor) -> Tensor:
-        if len(hidden) > 1 or not self.training:
-            return self.norm(hidden)  # type: ignore[no-any-return]
-        norm = self.norm
-        return F.batch_norm(hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return self.adapt(F.gelu(self.norm(self.expand(embedding))))  # type: ignore[no-any-return]

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from crossdistill.bridges.batch_norm import BatchNorm
 from crossdistill.bridges.layout import as_map, split_prefix
 from crossdistill.bridges.token_layers import Block, PatchMerging, Projection
 from crossdistill.contracts import ModelSpec, StageSpec
@@ -81,18 +81,8 @@ class SepConv(nn.Sequential):
 def _separable(in_channels: int, out_channels: int, *, stride: int) -> Iterator[nn.Module]:
     yield nn.Conv2d(in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels, bias=False)
     yield nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
-    yield MapNorm(out_channels)
+    yield BatchNorm(out_channels)
     yield nn.ReLU(inplace=True)
-
-
-class MapNorm(nn.BatchNorm2d):
-    """Batch norm of maps ``(B, C, H, W)``; one value a channel, without spread, is normalised as in evaluation."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The normalised map."""
-        if self.training and input[:, 0].numel() == 1:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
 
 
 class TokenBranch(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crossdistill.bridges.batch_norm import BatchNorm
 from crossdistill.losses.maps import average_to
 
 
@@ -58,9 +59,9 @@ class Fusion(nn.Module):
         result = nn.Conv2d(width, teacher_channels, kernel_size=3, padding=1, bias=False)
         for convolution in (project, result):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
-        self.project = nn.Sequential(project, Norm(width))
+        self.project = nn.Sequential(project, BatchNorm(width))
         self.attention = nn.Conv2d(2 * width, 2, kernel_size=1) if takes_deeper else None
-        self.result = nn.Sequential(result, Norm(teacher_channels))
+        self.result = nn.Sequential(result, BatchNorm(teacher_channels))
 
     def forward(self, level: Tensor, deeper: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The result on the grid, and the fused map ``(B, width, H, W)`` for the next shallower level."""
@@ -70,17 +71,3 @@ class Fusion(nn.Module):
             share = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid()
             fused = share[:, :1] * fused + share[:, 1:] * deeper
         return self.result(average_to(fused, grid)), fused
-
-
-class Norm(nn.BatchNorm2d):
-    """Batch normalisation that takes its running statistics where a channel has one value only.
-
-    A batch of one image has no statistics at a level of one position.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``(B, C, H, W)`` normalised."""
-        if self.training and input.numel() == input.shape[1]:
-            mean, variance = self.running_mean, self.running_var
-            return F.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)

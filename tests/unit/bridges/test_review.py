@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
-from crossdistill.bridges.review import Fusion, Norm, Review
+from crossdistill.bridges.review import Fusion, Review
 from oracles import stage_losses as oracle
 
 
@@ -71,26 +70,3 @@ def test_convolutions_start_as_released():
         assert convolution.bias is None
         assert convolution.weight.var().item() == pytest.approx(1 / fan_in, rel=0.05)
         assert convolution.weight.abs().max() <= (3 / fan_in) ** 0.5
-
-
-def test_norm_is_batch_normalisation_wherever_that_is_defined():
-    own, usual = Norm(3).double(), nn.BatchNorm2d(3).double()
-    for shape in ((2, 3, 1, 1), (1, 3, 2, 1), (4, 3, 2, 2)):
-        assert torch.equal(own(random(*shape)), usual(random(*shape)))
-    assert torch.equal(own.running_var, usual.running_var)
-    own.eval()
-    usual.eval()
-    assert torch.equal(own(random(1, 3, 1, 1)), usual(random(1, 3, 1, 1)))
-
-
-def test_one_value_a_channel_takes_the_running_statistics_and_leaves_them():
-    norm = Norm(3).double()
-    norm(random(8, 3, 2, 2))
-    mean, variance = norm.running_mean.clone(), norm.running_var.clone()
-    single = random(1, 3, 1, 1, seed=5).requires_grad_()
-    expected = (single - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
-    torch.testing.assert_close(norm(single), expected)
-    assert torch.equal(norm.running_mean, mean)
-    assert torch.equal(norm.running_var, variance)
-    norm(single).sum().backward()
-    assert single.grad.abs().min() > 0
