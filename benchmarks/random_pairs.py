@@ -165,12 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, help="pairs; default: one round, in which each network teaches once")
     parser.add_argument("--seed", type=int, default=0, help="of the draw and of the runs")
+    parser.add_argument("--methods", help="which take turns, such as fbt,rsd; default: all")
     parser.add_argument("--most-parameters", type=int, default=30_000_000, help="larger networks are left out")
     parser.add_argument("--results", type=Path, default=Path("results/checks/random-pairs.csv"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = networks(options.most_parameters)
-    methods = [record.name for record in METHODS if record.value.needs]
+    every = [record.name for record in METHODS if record.value.needs]
+    methods = options.methods.split(",") if options.methods else every
     pairs = draw(names, methods, count=options.count or len(names), seed=options.seed)
     known: dict[tuple[str, ...], dict[str, Any]] = {mark(row): row for row in read(options.results)}
     where, rows = environment(), []
