@@ -90,7 +90,7 @@ CASES = {
     "stage no cut": (f"{TRAIN} student.stages=[blocks.0.norm1]", "blocks.0.norm1", "one tensor", "be found"),
     "stages as text": (f"{TRAIN} student.stages=stem", "student.stages", "tuple", "change student.stages"),
     "coverage": ("models resnett81* --coverage", "'resnett81*'", "matches a name", "resnet"),
-    "method": (f"{DISTILL} --teacher {{teacher}} --method kdd", "method 'kdd'", "registered method", "'kd' or 'dkd'"),
+    "method": (f"{DISTILL} --teacher {{teacher}} --method kdd", "method 'kdd'", "registered method", "'kd' or 'rkd'"),
     "key": (f"{TRAIN} train.lrr=1", "'train.lrr'", "a key of the settings", "'lr'"),
     "branch of keys": (f"{TRAIN} trian.lr=1", "'trian'", "a key", "'train'"),
     "option of a method": (
@@ -149,6 +149,42 @@ CASES = {
         "stages=[7]",
         "from 1 to 4: student 'mixer_tiny' has 4 stages",
         "leave out",
+    ),
+    "a network without the stages to be fused": (
+        f"{DISTILL} --teacher {{teacher}} --method fbt student.stages=[stem]",
+        "student 'mixer_tiny' with 1 stages",
+        "two stages or more",
+        "methods that serve this pair: at, cc, crd, dist, dkd, fitnet, hybrid, kd, mgd, ofa, reviewkd, rkd, rsd",
+    ),
+    "a live network of other classes": (
+        f"{DISTILL} --teacher {{teacher}} --method fbt --class-map names",
+        "method FBT, which needs embedding, logits, modules, stages, and teacher mixer_tiny",
+        "a teacher that also holds modules",
+        "methods that serve this pair: at, ",
+    ),
+    "a stage that no feature method finds": (
+        f"{DISTILL} --teacher {{teacher}} --method fitnet method.stages=[0]",
+        "stages=[0]",
+        "from 1 to 4",
+        "leave out",
+    ),
+    "a negative weight": (
+        f"{DISTILL} --teacher {{teacher}} --method rsd method.weight=-1",
+        "weight=-1",
+        "weight of 0 or more",
+        "choose another weight",
+    ),
+    "a temperature out of its range": (
+        f"{DISTILL} --teacher {{teacher}} --method fbt method.nce_temperature=0",
+        "nce_temperature=0",
+        "from 0.01 to 1",
+        "choose another nce_temperature",
+    ),
+    "a part of a sum that does not exist": (
+        f"{DISTILL} --teacher {{teacher}} --method hybrid 'method.methods={{{{kdd: {{{{}}}}}}}}'",
+        "method 'kdd'",
+        "registered method",
+        "'kd' or 'rkd'",
     ),
     "a teacher at chance": (
         f"{DISTILL} --teacher mixer_tiny@{{guesser}} teachers.0.image_size=16",
