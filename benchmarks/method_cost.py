@@ -76,7 +76,7 @@ class Pair:
 
     def step(self, method: Method) -> Callable[[], object]:
         """One training step with that method."""
-        learner: nn.Module = Learner(self.student, method, TrainSettings(), gather=False).to(self.device).train()
+        learner: nn.Module = Learner(self.student, method, TrainSettings(), several=False).to(self.device).train()
         optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-4)
 
         def run() -> object:
