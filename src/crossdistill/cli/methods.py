@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from crossdistill.cli import options as o
-from crossdistill.cli.show import print_indented, print_json, print_table
+from crossdistill.cli.show import print_indented, print_json
 
 
 def command(
@@ -34,26 +34,41 @@ def command(
         for one in described:
             _show(one)
     if name and not as_json:
-        options = described[0]["options"].items()
-        rows = [[f"method.{key}", str(option["type"]), str(option["default"])] for key, option in options]
-        if rows:
-            print_table(["option", "type", "default"], rows)
+        for key, option in described[0]["options"].items():
+            typer.echo(f"method.{key}={_as_yaml(option['default'])}")
+            print_indented("", f"{option['type']}: {option['meaning']}" if option["meaning"] else option["type"])
     elif not as_json:
-        typer.echo("`crossdistill methods NAME` shows its options")
+        typer.echo("`crossdistill methods NAME` shows its options; docs/methods has a page for each")
 
 
 def _show(one: Mapping[str, Any]) -> None:
     """A method in a few lines."""
     typer.echo(f"{one['name']}: {one['title']}")
     lines = [("paper", one["paper"]), ("what", one["summary"]), ("pick it", one["pick_when"])]
-    lines += [("needs", ", ".join(one["needs"]) or "no teacher"), *(("cost", _cost(cost)) for cost in one["costs"])]
+    lines += [("needs", _needs(one)), *(("cost", _cost(cost)) for cost in one["costs"] or [None])]
     for key, text in lines:
         print_indented(key, text or "–")
     typer.echo()
 
 
-def _cost(cost: Mapping[str, Any]) -> str:
+def _needs(one: Mapping[str, Any]) -> str:
+    """What it asks of the teacher."""
+    return "what its parts need" if one["is_sum"] else ", ".join(one["needs"]) or "no teacher"
+
+
+def _cost(cost: Mapping[str, Any] | None) -> str:
+    """What a step with it takes, on one pair."""
+    if cost is None:
+        return "not measured"
     return (
         f"{cost['time']:.2f} x kd's time a step, {cost['memory']:.2f} x its memory, {cost['parameters']:,} parameters "
         f"of its own ({cost['teacher']} to {cost['student']}, {cost['device']})"
     )
+
+
+def _as_yaml(value: Any) -> str:
+    """The value as it is written on the command line."""
+    import yaml
+
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+    return text.removesuffix("...\n").strip()
