@@ -82,6 +82,7 @@ def comparison(run: Run) -> Panel | None:
 def accuracy(run: Run) -> Panel | None:
     """Every seed's accuracy as a dot, and the accuracy while training as curves."""
     series = _series(run, None, evaluated=True)
+    series += _teacher_line(run, series)
     figures = _dots(run) + (_accuracy_curves(run, series) if series else Markup(""))
     if not figures:
         return None
@@ -191,8 +192,20 @@ def _series(run: Run, term: str | None, *, evaluated: bool = False) -> list[Seri
         series += _drawn(row.label, colour, every)
         for network in dict.fromkeys(name for history in histories for name in history.measured) if evaluated else ():
             curves = [history.accuracy(run.axis, network) for history in histories]
-            series += _drawn(f"{row.label}: {network.replace('_', ' ')} network", colour + NUM_SERIES_COLOURS, curves)
+            ends = summarise([curve[-1][1] for curve in curves if curve]).mean
+            name = f"{row.label}: {network.replace('_', ' ')} network, {100 * ends:.1f} % at the end"
+            series += _drawn(name, colour + NUM_SERIES_COLOURS, curves)
     return series
+
+
+def _teacher_line(run: Run, series: list[Series]) -> list[Series]:
+    """The teacher's accuracy, where a method's own networks are shown: theirs should come to lie below it."""
+    teacher = next((row for row in run.results.rows if row.role == "teacher"), None)
+    if teacher is None or not any(is_dashed(one.colour) for one in series):
+        return []
+    places = [x for one in series for curve in one.curves for x, _ in curve]
+    line = tuple((x, teacher.top1_mean) for x in (min(places), max(places)))
+    return [Series(teacher.label, _TEACHER_COLOUR, (line,))]
 
 
 def _drawn(name: str, colour: int, curves: Iterable[Curve]) -> list[Series]:
