@@ -61,7 +61,7 @@ def main() -> None:
     wanted = None if options.methods is None else options.methods.split(",")
     for method, changed in variants:
         label = f"{method} ({', '.join(changed)})" if changed else method
-        if wanted is not None and not any(word in label for word in wanted):
+        if wanted is not None and not any(word == method or (changed and word in label) for word in wanted):
             continue
         for pair in options.pairs.split(","):
             _run(pair, method, changed, label, train, options)
@@ -124,7 +124,7 @@ def _options() -> argparse.Namespace:
         "--results", type=Path, default=None, help="default: results/pilot/methods.csv, or results/pilot/fbt.csv"
     )
     parser.add_argument("--pairs", default=",".join(PAIRS))
-    parser.add_argument("--methods", help="only those whose label holds one of these words")
+    parser.add_argument("--methods", help="only these, such as fbt,rsd; of questions those that hold one of the words")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, help="default: those of recipes/pilot")
     parser.add_argument("--questions", action="store_true", help="FBT's open choices instead of all methods")
