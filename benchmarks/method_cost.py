@@ -35,8 +35,8 @@ PAIRS = (("swin_tiny_patch4_window7_224", "resnet18"), ("convnext_tiny", "deit_t
 """The published pairs of FBT's open questions: a transformer teaches a CNN, and a CNN a transformer."""
 
 IMAGE_SIZE, NUM_CLASSES, REFERENCE = 224, 100, "kd"
-BATCH_SIZE = {"cpu": 8, "cuda": 128}
-ROUNDS = {"cpu": 5, "cuda": 40}
+BATCH_SIZE = {"cpu": 4, "cuda": 128}
+ROUNDS = {"cpu": 3, "cuda": 40}
 
 COLUMNS = (
     *("method", "teacher", "student", "batch_size", "image_size", "rounds", "parameters", "student_parameters"),

@@ -222,7 +222,8 @@ class Composite(Method):
     """A method made of others: it needs, reads, gathers and measures whatever any of these does.
 
     A registered one takes an option ``methods``, the name of each part with its options. Whoever composes a run builds
-    the parts by its own rules (one a teacher, for instance) and calls the class with them and the other options.
+    those of :meth:`counting` by its own rules (one a teacher, for instance); ``build`` takes them, by name, after the
+    two specs.
 
     Args:
         parts: the methods by name.
@@ -241,6 +242,11 @@ class Composite(Method):
     @classmethod
     def check(cls, *, methods: Mapping[str, Mapping[str, Any]], **options: Any) -> None:
         """Refuse options that do not go together, before anything is built."""
+
+    @classmethod
+    def counting(cls, *, methods: Mapping[str, Mapping[str, Any]], **options: Any) -> Mapping[str, Mapping[str, Any]]:
+        """The ``methods`` that have a say with these options: no other is built."""
+        return methods
 
     def named(self, part: str, name: str) -> str:
         """What a part's loss or network is called among those of the others."""

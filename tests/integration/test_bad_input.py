@@ -152,7 +152,7 @@ CASES = {
     ),
     "a network without the stages to be fused": (
         f"{DISTILL} --teacher {{teacher}} --method fbt student.stages=[stem]",
-        "student 'mixer_tiny' with 1 stages",
+        "student 'mixer_tiny' with 1 stage",
         "two stages or more",
         "methods that serve this pair: at, cc, crd, dist, dkd, fitnet, hybrid, kd, mgd, ofa, reviewkd, rkd, rsd",
     ),

@@ -220,12 +220,18 @@ def test_methods_are_listed_and_described(as_json, run):
     for one in listed:
         assert one["summary"]
         assert one["pick_when"]
+        assert one["costs"]
+        assert all(option["meaning"] for option in one["options"].values())
         assert one["name"] in run("methods").out
         assert as_json(f"methods {one['name']}") == [one]
     text = run("methods ofa").out
     assert "arXiv 2310.19444" in text
-    assert "method.stages" in text
+    assert "method.stages=null" in text
     assert "code | paper" in text
+    assert "which stages get a branch" in text
+    text = run("methods fbt").out
+    assert "kd's time a step" in text
+    assert "parameters of its own" in text
 
 
 def test_models_are_found_by_part_and_by_pattern(as_json, run):

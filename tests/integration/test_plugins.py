@@ -108,7 +108,7 @@ def test_its_method_is_listed_with_its_options(site):
     (described,) = command(site, "methods", "logit_error")
     assert described["title"] == "Logit error"
     assert described["needs"] == ["logits"]
-    assert described["options"] == {"weight": {"type": "float", "default": 0.5}}
+    assert described["options"] == {"weight": {"type": "number", "default": 0.5, "meaning": ""}}
 
 
 def test_its_recipe_runs_resumes_and_is_reported(site, tmp_path):

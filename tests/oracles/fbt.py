@@ -11,12 +11,14 @@ def cosine(first, second):
     return sum(a * b for a, b in zip(first, second, strict=True)) / norms if norms else 0.0
 
 
-def info_nce(learner, source, *, temperature, offset=0):
+def info_nce(learner, source, *, temperature, offset=0, excluded=None):
     """Minus the logarithm of the share that the own row of the source has, one value a row of the learner."""
     result = []
     for index, row in enumerate(learner):
+        own = offset + index
         scores = [math.exp(cosine(row, other) / temperature) for other in source]
-        result.append(-math.log(scores[offset + index] / sum(scores)))
+        counted = [k for k in range(len(source)) if k == own or not (excluded and excluded[index][k])]
+        result.append(-math.log(scores[own] / sum(scores[k] for k in counted)))
     return result
 
 
@@ -24,17 +26,18 @@ def linear(row, weight, bias):
     return [sum(w * x for w, x in zip(weights, row, strict=True)) + b for weights, b in zip(weight, bias, strict=True)]
 
 
-def total(features, logits, labels, projectors, *, temperature, gamma, tau):
+def total(features, logits, labels, ids, projectors, *, temperature, gamma, tau):
     """The sum over the three pairs of InfoNCE and the OFA loss in the code's form, each a mean over the batch.
 
-    ``projectors`` gives (weight, bias) where a pair has one.
+    ``projectors`` gives (weight, bias) where a pair has one. Samples of one id are no negatives of each other.
     """
     result = 0.0
+    repeated = [[own == other >= 0 for other in ids] for own in ids]
     for source, learner in (("teacher", "student"), ("teacher", "fusion"), ("fusion", "student")):
         rows = features[learner]
         if (source, learner) in projectors:
             rows = [linear(row, *projectors[source, learner]) for row in rows]
-        nce = info_nce(rows, features[source], temperature=temperature)
+        nce = info_nce(rows, features[source], temperature=temperature, excluded=repeated)
         ofa = logit_losses.ofa(logits[learner], logits[source], labels, gamma=gamma, temperature=tau, form="code")
         result += sum(nce) / len(nce) + sum(ofa) / len(ofa)
     return result

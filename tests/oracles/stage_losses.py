@@ -46,10 +46,10 @@ def attention_map(maps, power):
 
 
 def attention_transfer(student, teacher, power=2):
-    """Mean of squared differences of the maps divided by their norms, or by 1e-6 where these are smaller."""
+    """Mean of squared differences of the maps divided by their norms; a map of zeros stays as it is."""
     errors = []
     for own, other in zip(attention_map(student, power), attention_map(teacher, power), strict=True):
-        own_norm, other_norm = (max(math.hypot(*one), 1e-6) for one in (own, other))
+        own_norm, other_norm = (math.hypot(*one) or 1.0 for one in (own, other))
         errors += [(a / own_norm - b / other_norm) ** 2 for a, b in zip(own, other, strict=True)]
     return sum(errors) / len(errors)
 

@@ -14,8 +14,10 @@ from crossdistill.engine import connect, evaluate, fit, from_all, on_main, proce
 from crossdistill.errors import InputError, Interrupted
 from crossdistill.methods.crd import CRD
 from crossdistill.methods.rsd import RSD
-from crossdistill.teachers import FrozenTeacher
+from crossdistill.runs.objective import build_method, resolve_method
+from crossdistill.teachers import EnsembleTeacher, FrozenTeacher
 from samples.training import (
+    NUM_CLASSES,
     Match,
     Measured,
     Relate,
@@ -35,7 +37,24 @@ def on_embeddings(method_class, **options):
         return method_class.build(spec, spec, num_classes=spec.num_classes, **options)
 
 
+def of_two(name, **options):
+    """A method for two teachers as a run builds it, with the same first weights each time; and the teachers."""
+    views = ("teacher0", "teacher1")
+    both = [FrozenTeacher(SmallNet(seed=seed), view=view) for seed, view in enumerate(views, start=2)]
+    teacher = EnsembleTeacher(both, [1, 3])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        method = build_method(*resolve_method(name, options), SmallNet(), teacher, num_classes=NUM_CLASSES)
+    return method, teacher
+
+
 RUNS = {
+    "two-teachers": (partial(of_two, "crd", num_negatives=40, embedding_dim=4), {"batch_size": 15}, {}),
+    "hybrid": (
+        partial(of_two, "hybrid", methods={"kd": {"temperature": 2}, "rsd": {}}, weights={"kd": 0.5}),
+        {"batch_size": 15, "unlabelled": 4},
+        {},
+    ),
     "crd": (partial(on_embeddings, CRD, num_negatives=40, embedding_dim=4), {"batch_size": 15, "unlabelled": 4}, {}),
     "rsd": (partial(on_embeddings, RSD), {"batch_size": 15}, {}),
     "match": (Match, {}, {}),
@@ -72,8 +91,9 @@ def train(name, *, rank=0, world_size=1, out=None):
     loader = TensorLoader(rank=rank, world_size=world_size, **loader_changes)
     # Weights of other ranks than the first are replaced by the first's before training.
     student = SmallNet(seed=1 + rank, stages="stages" in name)
-    method = method_class(student) if method_class is Measured else method_class()
-    teacher = FrozenTeacher(SmallNet(seed=2, stages="stages" in name))
+    made = method_class(student) if method_class is Measured else method_class()
+    alone = FrozenTeacher(SmallNet(seed=2, stages="stages" in name))
+    method, teacher = made if isinstance(made, tuple) else (made, alone)
     result = fit(
         student,
         method,

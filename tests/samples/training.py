@@ -192,7 +192,8 @@ class TensorLoader:
 
     def _batch(self, ids: Tensor, epoch: int) -> Batch:
         images = self.images[ids]
-        return Batch({"student": images, "teacher0": images}, self.target[ids], ids, epoch)
+        views = dict.fromkeys(("student", "teacher0", "teacher1"), images)
+        return Batch(views, self.target[ids], ids, epoch)
 
     def _mixed(self, batch: Batch) -> Batch:
         if not self.soft:

@@ -38,6 +38,10 @@ def test_overrides_reach_every_level():
         ("train.schedule=cosin", "train.schedule = 'cosin'", "change train.schedule"),
         ("train.lr", "override 'train.lr'", "equals sign"),
         ("teachers.4.weight=2", "key 'teachers.4.weight'", "count from 0"),
+        *(
+            (f"teachers.0.weight={text}", f"teachers.0.weight = {value}", "change teachers.0.weight")
+            for text, value in ((".inf", "inf"), (".nan", "nan"), ("0", "0"), ("-1", "-1"))
+        ),
         ("seed.x=2", "key 'seed.x'", "shorten"),
         ("train.lr=[1", "override 'train.lr=[1'", "quote"),
     ],

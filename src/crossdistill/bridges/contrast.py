@@ -42,16 +42,33 @@ class Contrast(nn.Module):
         self.temperature = LearnableTemperature(temperature)
         self.symmetric = symmetric
 
-    def forward(self, learner: Tensor, source: Tensor, offset: int = 0) -> Tensor:
-        """The scalar loss of this process's rows; those of ``source`` are all processes', ours from ``offset`` on."""
+    def forward(self, learner: Tensor, source: Tensor, offset: int = 0, excluded: Tensor | None = None) -> Tensor:
+        """The scalar loss of this process's rows; those of ``source`` are all processes', ours from ``offset`` on.
+
+        ``excluded`` ``(B, N)`` bool says which rows do not count for which, in both directions (:func:`same_image`).
+        """
         queries, keys = self.learner_projector(learner), self.source_projector(source)
         temperature = self.temperature()
-        loss = info_nce(queries, keys, temperature=temperature, offset=offset)
+        loss = info_nce(queries, keys, temperature=temperature, offset=offset, excluded=excluded)
         if self.symmetric:
             (rows,), _ = gather_rows([queries])
             own = keys[offset : offset + len(queries)]
-            loss = loss + info_nce(own, rows, temperature=temperature, offset=offset)
+            loss = loss + info_nce(own, rows, temperature=temperature, offset=offset, excluded=excluded)
         return loss
+
+
+def same_image(own: Tensor, everyone: Tensor) -> Tensor:
+    """Which of all rows show the image of which of our own, ``(B, N)`` bool; an id below 0 is nobody's.
+
+    >>> same_image(torch.tensor([3, -1]), torch.tensor([3, -1, 3]))
+    tensor([[ True, False,  True],
+            [False, False, False]])
+
+    Args:
+        own: ``(B,)``, ids of the samples.
+        everyone: ``(N,)``, likewise.
+    """
+    return (own[:, None] == everyone) & (own >= 0)[:, None]
 
 
 def projector(in_features: int, out_features: int) -> nn.Linear:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.bridges.level_bridge import LevelBridge
+from crossdistill.bridges.stage_pairs import stage_count
 from crossdistill.contracts import ModelSpec, Modules, Outputs
 from crossdistill.errors import UnsuitablePair
 from crossdistill.models.dry_run import BATCH_SIZE, forked, left_alone, mode
@@ -112,7 +113,7 @@ def fusion_of(student: ModelSpec, teacher: ModelSpec, modules: Modules | None, o
     for role, spec in (("student", student), ("teacher", teacher)):
         if len(spec.stages) < 2:
             raise UnsuitablePair(
-                f"{role} {spec.name!r} with {len(spec.stages)} stages",
+                f"{role} {spec.name!r} with {stage_count(len(spec.stages))}",
                 "two stages or more: the networks are joined before the last one",
                 f"name the ends of its stages ({role}.stages), or choose another {role}",
             )
@@ -139,7 +140,7 @@ def level_bridge(fusion: Fusion, *, mlp_ratio: float) -> LevelBridge:
     except Exception as error:  # each network fails in its own way
         first, last = fusion.first.spec, fusion.last.spec
         raise UnsuitablePair(
-            f"the fused network of the first {len(first.stages) - 1} stages of {first.name!r} (ending in "
+            f"the fused network of the first {stage_count(len(first.stages) - 1)} of {first.name!r} (ending in "
             f"{source.describe()} on a {source.grid[0]}x{source.grid[1]} grid) and stage {len(last.stages)} of "
             f"{last.name!r} (expecting {target.describe()} on {target.grid[0]}x{target.grid[1]}), which fails: {error}",
             "networks of which one can go on from the other's stage",

@@ -24,15 +24,23 @@ def gather_rows(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int]:
     grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not tensors or not grouped or torch.distributed.get_world_size() == 1:
         return list(tensors), 0
-    own = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    counts = row_counts(tensors[0])
+    return [all_rows(tensor, counts) for tensor in tensors], sum(counts[: torch.distributed.get_rank()])
+
+
+def row_counts(tensor: Tensor) -> list[int]:
+    """How many rows each process of the group has."""
+    own = torch.full((1,), len(tensor), device=tensor.device)
     sizes = [torch.zeros_like(own) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(sizes, own)
-    counts = [int(size) for size in sizes]
-    return [_gathered(tensor, counts) for tensor in tensors], sum(counts[: torch.distributed.get_rank()])
+    return [int(size) for size in sizes]
 
 
-def _gathered(tensor: Tensor, counts: list[int]) -> Tensor:
-    """All rows; every process sends as many as the largest has, since collectives want one shape."""
+def all_rows(tensor: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows of all processes, of which each has as many as ``counts`` says; gradients go back where they came from.
+
+    Every process sends as many as the largest has, since collectives want one shape.
+    """
     missing = max(counts) - len(tensor)
     padded = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor.contiguous()
     parts: Sequence[Tensor]

@@ -1,7 +1,7 @@
 """L2G, the bridge from local to global: from one network's stage to what another network's next stage expects.
 
 Source: Li, Wang, Yan, Ding, Gao, Xia, ICCV 2025, arXiv 2410.12342: a patch embedding and one Swin block. Kernel,
-norm, heads and window are our choice.
+norm, heads and windows are our choice.
 """
 
 from __future__ import annotations
@@ -13,33 +13,45 @@ from torch.nn import functional as F
 
 from crossdistill.bridges.layout import as_map, from_map
 from crossdistill.contracts import StageSpec
+from crossdistill.errors import InputError
 
 HEAD_WIDTH = 32
-WINDOW = 7
+WINDOWS = range(4, 8)
+"""Sides that a window may have on a larger grid; 7 as published for Swin wherever that fits."""
 
 
 class LevelBridge(nn.Module):
     """Patch embedding, layer norm and one Swin block: the raw tensor of ``source`` to one of ``target``.
 
     The patch embedding is a convolution whose kernel and stride are the ratio of the two grids where that is whole,
-    1x1 on equal grids; otherwise it is 1x1 and its result is resized. Windows are not shifted, and nothing is dropped.
-    Prefix tokens of ``source`` are left out. Each of ``target`` is a learnt vector plus the mean of the bridge's
-    tokens, so that a class token knows the image.
+    1x1 on equal grids; otherwise it is 1x1 and its result is resized. The block's windows are those of
+    :func:`window_side`, not shifted, and nothing is dropped. Prefix tokens of ``source`` are left out. Each of
+    ``target`` is a learnt vector plus the mean of the bridge's tokens, so that a class token knows the image.
 
     Args:
         source: what the stage gives.
         target: what is expected in its place.
         mlp_ratio: hidden width of the block's MLP, in channels of ``target``.
+
+    Raises:
+        InputError: an MLP without a channel.
     """
 
     def __init__(self, source: StageSpec, target: StageSpec, *, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.source, self.target = source, target
         width, patch = target.channels, patch_size(source.grid, target.grid)
+        if int(mlp_ratio * width) < 1:
+            raise InputError(
+                f"mlp_ratio={mlp_ratio} for {width} channels",
+                f"one hidden channel or more: {1 / width:.2g} at least",
+                "choose another mlp_ratio; published for Swin: 4",
+            )
+        windows = window_side(target.grid[0]), window_side(target.grid[1])
         self.patch_embedding = nn.Conv2d(source.channels, width, kernel_size=patch, stride=patch)
         self.norm = nn.LayerNorm(width)
         self.block = SwinTransformerBlock(
-            width, target.grid, num_heads=num_heads(width), window_size=WINDOW, shift_size=0, mlp_ratio=mlp_ratio
+            width, target.grid, num_heads=num_heads(width), window_size=windows, shift_size=0, mlp_ratio=mlp_ratio
         )
         has_prefix = target.num_prefix_tokens > 0
         self.prefix = nn.Parameter(torch.empty(target.num_prefix_tokens, width)) if has_prefix else None
@@ -76,6 +88,20 @@ def patch_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, i
     if source[0] % target[0] or source[1] % target[1]:
         return 1, 1
     return source[0] // target[0], source[1] // target[1]
+
+
+def window_side(grid_side: int) -> int:
+    """Side of the windows along one side of a grid: all of it up to 7, else the one of 4 to 7 whose last is fullest.
+
+    A window that reaches over the edge is filled with zeros, which attention takes for tokens like any other: windows
+    of 7 would leave one position of 8 alone with them. Of several that are equally full, the largest is taken.
+
+    >>> [window_side(side) for side in (1, 7, 8, 9, 12, 14, 16, 28)]
+    [1, 7, 4, 5, 6, 7, 4, 7]
+    """
+    if grid_side <= WINDOWS[-1]:
+        return grid_side
+    return max(WINDOWS, key=lambda side: (((grid_side - 1) % side + 1) / side, side))
 
 
 def num_heads(width: int) -> int:

@@ -28,7 +28,7 @@ class Review(nn.Module):
         super().__init__()
         last = len(student_channels) - 1
         self.fusions = nn.ModuleList(
-            Fusion(own, other, width=width, takes_deeper=level < last)
+            LevelFusion(own, other, width=width, takes_deeper=level < last)
             for level, (own, other) in enumerate(zip(student_channels, teacher_channels, strict=True))
         )
 
@@ -47,7 +47,7 @@ class Review(nn.Module):
         return results[::-1]
 
 
-class Fusion(nn.Module):
+class LevelFusion(nn.Module):
     """One level: project, weigh it against the deeper levels position by position, and project to the teacher's.
 
     The deepest level has nothing to take up and no attention.

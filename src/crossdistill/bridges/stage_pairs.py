@@ -94,10 +94,19 @@ def stage_numbers(stages: Sequence[int] | None, student: ModelSpec) -> list[int]
     if len(set(stages)) < len(stages) or any(number not in range(1, num_stages + 1) for number in stages):
         raise InputError(
             f"stages={list(stages)}",
-            f"different numbers from 1 to {num_stages}: student {student.name!r} has {num_stages} stages",
+            f"different numbers from 1 to {num_stages}: student {student.name!r} has {stage_count(num_stages)}",
             "leave out the others, or drop the option to use all stages",
         )
     return list(stages)
+
+
+def stage_count(number: int) -> str:
+    """How many stages, in words.
+
+    >>> stage_count(1), stage_count(4)
+    ('1 stage', '4 stages')
+    """
+    return f"{number} stage" if number == 1 else f"{number} stages"
 
 
 def common_grid(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

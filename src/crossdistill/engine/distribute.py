@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed import nn as collectives
 
+from crossdistill.bridges.gather import all_rows, row_counts
 from crossdistill.contracts import Batch, Outputs, Signal
 from crossdistill.errors import InputError
 from crossdistill.losses.cross_entropy import is_labelled
@@ -76,25 +76,16 @@ def gather_samples(
     """
     student = student if reads_stages else student.only({"logits", "embedding"})
     teacher = teacher.only(needs)
-    sizes = [torch.zeros_like(batch.sample_id[:1]) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(sizes, torch.full_like(batch.sample_id[:1], len(batch)))
-    counts = [int(size) for size in sizes]
-    target, sample_id = _gather(batch.target, counts), _gather(batch.sample_id, counts)
+    counts = row_counts(batch.sample_id)
+    target, sample_id = all_rows(batch.target, counts), all_rows(batch.sample_id, counts)
     everyone = replace(batch, images={}, target=target, sample_id=sample_id)
     return _gathered(student, counts), _gathered(teacher, counts), everyone
 
 
 def _gathered(outputs: Outputs, counts: list[int]) -> Outputs:
     return Outputs(
-        logits=None if outputs.logits is None else _gather(outputs.logits, counts),
-        embedding=None if outputs.embedding is None else _gather(outputs.embedding, counts),
-        stages=None if outputs.stages is None else tuple(_gather(stage, counts) for stage in outputs.stages),
+        logits=None if outputs.logits is None else all_rows(outputs.logits, counts),
+        embedding=None if outputs.embedding is None else all_rows(outputs.embedding, counts),
+        stages=None if outputs.stages is None else tuple(all_rows(stage, counts) for stage in outputs.stages),
         members=None if outputs.members is None else tuple(_gathered(member, counts) for member in outputs.members),
     )
-
-
-def _gather(tensor: Tensor, counts: list[int]) -> Tensor:
-    missing = max(counts) - len(tensor)
-    padded = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
-    parts: tuple[Tensor, ...] = collectives.functional.all_gather(padded)  # type: ignore[no-untyped-call]
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

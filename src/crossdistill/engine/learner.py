@@ -21,6 +21,9 @@ from crossdistill.settings import TrainSettings
 HARD_LABELS = "cross_entropy"
 """The name of the loss that the engine adds itself, unless the method holds one already."""
 
+ONE_VALUE = "Expected more than 1 value per channel"
+"""What PyTorch says of a batch whose spread batch normalisation cannot take."""
+
 
 class TrainLoader(Protocol):
     """Training data: a pure function of the epoch; one step is the list of this process's micro-batches.
@@ -79,7 +82,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, teacher: Outputs) -> dict[str, Tensor]:
         """Named, weighted losses of one micro-batch; they add up to what is minimised."""
-        student: Outputs = (self._compiled_student or self.student)(batch.images["student"])
+        student = self._answers(batch.images["student"])
         losses = {}
         if self.hard_label_weight:
             losses[HARD_LABELS] = self.hard_label_weight * cross_entropy(
@@ -100,6 +103,15 @@ class Learner(nn.Module):
             )
         return losses
 
+    def _answers(self, images: Tensor) -> Outputs:
+        try:
+            answers: Outputs = (self._compiled_student or self.student)(images)
+        except ValueError as error:
+            if ONE_VALUE in str(error):
+                raise _one_value(images) from error
+            raise
+        return answers
+
     def no_weight_decay(self) -> set[str]:
         """The lists of the student and of each method, under the names in here (timm asks for it by this name)."""
         names = {f"student.{name}" for name in undecayed(self.student)}
@@ -107,6 +119,17 @@ class Learner(nn.Module):
             if isinstance(part, Method):
                 names |= {f"{prefix}.{name}" for name in undecayed(part)}
         return names
+
+
+def _one_value(images: Tensor) -> InputError:
+    num_images, _, height, width = images.shape
+    return InputError(
+        f"a batch of {num_images} image of {height} x {width} px for a student with batch normalisation, which meets "
+        "one value of each channel where the image has shrunk to one position",
+        "two images or more at a time: one value has no spread to normalise by",
+        "raise train.batch_size, which several processes share, or student.image_size; or choose a student that has no "
+        "batch normalisation",
+    )
 
 
 def build_learner(

@@ -179,7 +179,8 @@ class Trainer:
         self.note(line, self.reporter.train)
         if stop:
             saved = self.save()
-            raise Interrupted(f"interrupted after step {step}; " + (f"saved in {saved}" if saved else "nothing saved"))
+            kept = f"saved in {saved}; go on with --resume" if saved else "nothing saved"
+            raise Interrupted(f"interrupted after step {step}; {kept}")
 
     def close_epoch(self) -> None:
         """Evaluate and write a checkpoint where the end of an epoch makes them due."""

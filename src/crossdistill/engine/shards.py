@@ -81,8 +81,10 @@ class Shards(Copies):
         """The whole student as it would be exported now, on every process."""
         source = self.learner.student if self.ema is None else self.ema.module
         self.whole.student.load_state_dict(_each_tensor(source.state_dict(), _full))
-        yield self.whole.student
-        self.whole.student.to("cpu")
+        try:
+            yield self.whole.student
+        finally:
+            self.whole.student.to("cpu")
 
     @contextmanager
     def measured(self) -> Iterator[Mapping[str, nn.Module]]:
@@ -94,11 +96,13 @@ class Shards(Copies):
         for whole, part in ((self.whole.student, self.learner.student), (self.whole.method, self.learner.method)):
             whole.load_state_dict(_each_tensor(part.state_dict(), _full))
         self.whole.to(self.accelerator.device)
-        with eval_mode(self.whole):
-            yield networks
-        self.whole.to("cpu")
-        if isinstance(self.teacher, nn.Module):  # the method may have taken it along
-            self.teacher.to(self.accelerator.device)
+        try:
+            with eval_mode(self.whole):
+                yield networks
+        finally:
+            self.whole.to("cpu")
+            if isinstance(self.teacher, nn.Module):  # the method may have taken it along
+                self.teacher.to(self.accelerator.device)
 
     def finish(self, chosen: dict[str, Tensor]) -> None:
         """Also hand the method back as it was trained."""

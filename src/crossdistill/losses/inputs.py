@@ -78,14 +78,14 @@ def reduce(per_sample: Tensor, reduction: Reduction) -> Tensor:
 
 
 def check_positive(values: Mapping[str, float]) -> None:
-    """Refuse an option that is not above zero, by its name.
+    """Refuse an option that is not above zero or not finite, by its name.
 
     Raises:
         InputError: such an option.
     """
     for name, value in values.items():
-        if not value > 0:
-            raise InputError(f"{name}={value}", f"{name} above 0", f"choose another {name}")
+        if not 0 < value < math.inf:
+            raise InputError(f"{name}={value}", f"a finite {name} above 0", f"choose another {name}")
 
 
 def check_weights(values: Mapping[str, float]) -> None:
@@ -96,7 +96,7 @@ def check_weights(values: Mapping[str, float]) -> None:
     """
     for name, value in values.items():
         if not 0 <= value < math.inf:
-            raise InputError(f"{name}={value}", f"{name} of 0 or more", f"choose another {name}")
+            raise InputError(f"{name}={value}", f"a finite {name} of 0 or more", f"choose another {name}")
 
 
 def check_same_classes(student: ModelSpec, teacher: ModelSpec, *, num_classes: int) -> None:

@@ -9,8 +9,11 @@ from torch.nn import functional as F
 from crossdistill.errors import InputError
 from crossdistill.losses.inputs import widen
 
-MIN_NORM = 1e-6
-"""As released: an attention map of a smaller norm is divided by this, so that one of zeros stays zeros."""
+MAX_POWER = 16.0
+"""At more, whatever is below 0.6 of the largest activation weighs less than 1/3000 of it."""
+
+MIN_SIZE = 1e-30
+"""A map without a larger entry counts as one of zeros: it stays zeros, without gradient."""
 
 CONTEXT_SIDES = (4, 2, 1)
 
@@ -41,41 +44,62 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     0.4
 
     Args:
-        student: ``(B, H, W)``, such as :func:`attention_map` gives; its scale does not matter.
+        student: ``(B, H, W)``, such as :func:`attention_map` gives; the scale of a sample's map does not matter.
         teacher: ``(B, H, W)``, likewise.
 
     Raises:
         InputError: different shapes.
 
     Source: Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928. The published equation 2 sums the norms of the
-    differences; this is the mean of their squares, as in the released code and the benchmarks since.
+    differences; this is the mean of their squares, as in the released code and the benchmarks since. Those add an
+    epsilon to the norms; here each map is divided by its largest entry first, so that no norm is small.
     """
     student, teacher = map_pair(student, teacher)
     return F.mse_loss(_unit(student), _unit(teacher))
 
 
 def attention_map(feature: Tensor, *, power: float = 2.0) -> Tensor:
-    """Where a map's energy lies: the mean over channels of ``|a|^power``, ``(B, H, W)``.
+    """Where a map's energy lies: the mean over channels of ``|a / m|^power``, ``(B, H, W)``; m is the sample's max |a|.
 
-    >>> attention_map(torch.tensor([[[[1.0, -2.0]], [[3.0, 0.0]]]]))
-    tensor([[[5., 2.]]])
+    >>> attention_map(torch.tensor([[[[1.0, -2.0]], [[4.0, 0.0]]]]))
+    tensor([[[0.5312, 0.1250]]])
 
     Args:
-        feature: ``(B, C, H, W)``.
-        power: 1 or more; below, the gradient at 0 is infinite.
+        feature: ``(B, C, H, W)``; the scale of a sample does not matter, so no power overflows or vanishes as a whole.
+        power: from 1 to 16 (see :func:`check_power`).
 
     Raises:
-        InputError: power below 1.
+        InputError: another power.
 
-    Source: Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928, section 3.1 (a sum there; its scale does not matter).
+    Source: Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928, section 3.1. A sum of ``|a|^power`` there: its scale is
+    divided away when two maps are compared.
     """
-    if not power >= 1:
-        raise InputError(f"power={power}", "power of 1 or more", "choose another power")
-    return widen(feature).abs().pow(power).mean(dim=1)
+    check_power(power)
+    return _relative(widen(feature)).abs().pow(power).mean(dim=1)
+
+
+def check_power(power: float) -> None:
+    """Refuse an exponent for :func:`attention_map` at which it says nothing: the gradient at 0 is infinite below 1.
+
+    Raises:
+        InputError: a power outside 1 to 16.
+    """
+    if not 1 <= power <= MAX_POWER:
+        raise InputError(f"power={power}", f"power from 1 to {MAX_POWER:g}", "choose another power; published: 2")
 
 
 def _unit(attention: Tensor) -> Tensor:
-    return F.normalize(attention.flatten(1), dim=1, eps=MIN_NORM)
+    """Each sample's map as one row ``(B, H W)`` of length 1, or of zeros."""
+    relative = _relative(attention).flatten(1)
+    length: Tensor = torch.linalg.vector_norm(relative, dim=1, keepdim=True)
+    return relative / length.clamp(min=1.0)  # it is 1 at least, but for a map of zeros
+
+
+def _relative(maps: Tensor) -> Tensor:
+    """Each sample ``(...)`` of ``(B, ...)`` in units of its own largest absolute value."""
+    largest = maps.abs().flatten(1).amax(dim=1)
+    unit = largest.masked_fill(largest < MIN_SIZE, torch.inf)
+    return maps / unit.reshape(-1, *[1] * (maps.ndim - 1))
 
 
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,9 +9,6 @@ from torch.nn import functional as F
 from crossdistill.errors import InputError
 from crossdistill.losses.inputs import widen
 
-MIN_NORM = 1e-6
-"""A shorter vector has no direction: its unit vector is zero, without gradient."""
-
 
 def noise_contrastive(positive: Tensor, negatives: Tensor, allowed: Tensor, *, log_mean: Tensor | float) -> Tensor:
     """Binary cross-entropy of an anchor's one true partner against its K others, ``-log D(1) - sum log(1 - D)``.
@@ -69,18 +66,6 @@ def log_mean_exp(positive: Tensor, negatives: Tensor, allowed: Tensor) -> Tensor
     count = allowed.sum() + len(positive)
     total = torch.logaddexp(positive.logsumexp(dim=0), negatives.flatten().logsumexp(dim=0))
     return total - count.to(total.dtype).log()
-
-
-def unit(embedding: Tensor) -> Tensor:
-    """Each row of ``(B, D)`` at length 1, in float32 or wider; a row of zeros stays as it is and gets no gradient.
-
-    >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-    tensor([[0.6000, 0.8000],
-            [0.0000, 0.0000]])
-    """
-    embedding = widen(embedding)
-    norm: Tensor = torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
-    return (embedding / norm.clamp(min=MIN_NORM)).masked_fill(norm < MIN_NORM, 0.0)
 
 
 def _check_shapes(positive: Tensor, negatives: Tensor, allowed: Tensor) -> None:

@@ -13,6 +13,9 @@ from crossdistill.losses.inputs import Reduction, check_labels, check_positive, 
 Form = Literal["code", "paper"]
 """``"code"``: as the released code computes it; ``"paper"``: as published, with the hard-label term inside."""
 
+MAX_GAMMA = 16.0
+"""The target's boost reaches 2^gamma: 65536 here, and from 128 on no number of float32."""
+
 
 def ofa(
     student_logits: Tensor,
@@ -47,17 +50,18 @@ def ofa(
         student_logits: ``(B, K)``.
         teacher_logits: ``(B, K)``.
         labels: ``(B,)`` int64, the target classes.
-        gamma: exponent of the boost, above 0; 1 is none.
+        gamma: exponent of the boost, above 0 and at most 16; 1 is none.
         temperature: divides both logits.
         form: which of the two formulas.
         reduction: ``"mean"`` over the batch, or ``"none"`` for ``(B,)``.
 
     Raises:
-        InputError: logits or labels of wrong shape, another form, gamma or temperature not above 0.
+        InputError: logits or labels of wrong shape, another form, gamma outside its range, a temperature not above 0.
 
     Source: Hao, Guo, Han, Tang, Hu, Wang, Xu, NeurIPS 2023, arXiv 2310.19444, adaptive target enhancement.
     """
-    check_positive({"gamma": gamma, "temperature": temperature})
+    check_gamma(gamma)
+    check_positive({"temperature": temperature})
     student, teacher = logit_pair(student_logits, teacher_logits)
     labels = check_labels(labels, student)
     probability = (teacher / temperature).softmax(dim=1)
@@ -65,6 +69,16 @@ def ofa(
     log_student = (student / temperature).log_softmax(dim=1)
     weight = _class_weights(probability, labels, gamma, form)
     return reduce(-(weight * log_student).sum(dim=1), reduction)
+
+
+def check_gamma(gamma: float) -> None:
+    """Refuse an exponent of the boost that is not above 0, or so large that it only overflows.
+
+    Raises:
+        InputError: such a gamma.
+    """
+    if not 0 < gamma <= MAX_GAMMA:
+        raise InputError(f"gamma={gamma}", f"gamma above 0, at most {MAX_GAMMA:g}", "choose another gamma")
 
 
 def _class_weights(probability: Tensor, labels: Tensor, gamma: float, form: Form) -> Tensor:

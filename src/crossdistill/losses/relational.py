@@ -7,16 +7,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from crossdistill.losses.direction import unit
 from crossdistill.losses.inputs import embedding_pair
 
 CHUNK_ELEMENTS = 2**24
-"""Elements of the largest tensor that is made where a loss is computed for some anchors at a time: 64 MiB of float32.
+"""Elements that a tensor may have where a loss is computed for some anchors at a time: 64 MiB of float32.
 
-One anchor is the least, so that B² or B D elements are held where these are more.
+One anchor is the least: where ``B * max(B, D)`` is more than this, tensors have so many.
 """
 
 MIN_DISTANCE = 1e-6
-"""Closer points count as coinciding: their distance is this, without gradient, and they have no direction."""
+"""Closer points count as coinciding: their distance is this, without gradient."""
 
 
 def rkd_distance(student: Tensor, teacher: Tensor, *, squared: bool = False) -> Tensor:
@@ -66,7 +67,8 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth L1 between the cosines of the angles that all triplets of samples span, in both networks.
 
     There are B³ of them, so large batches are computed for some anchors at a time, and once more in the backward pass:
-    no tensor is larger than ``CHUNK_ELEMENTS``.
+    no tensor is larger than ``CHUNK_ELEMENTS``, or than ``B * max(B, D)`` and ``B * max(B, E)`` where one anchor alone
+    takes more.
 
     >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> teacher = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
@@ -111,9 +113,7 @@ def _angle_errors(student: Tensor, teacher: Tensor, start: int, size: int) -> Te
 def _angles(points: Tensor, start: int, size: int) -> Tensor:
     """Cosines ``(size, B, B)``: at ``[i, j, k]`` the angle at point start + i between points j and k."""
     differences = points[None, :] - points[start : start + size, None]
-    lengths: Tensor = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
-    directions = differences / lengths.clamp(min=MIN_DISTANCE)
-    directions = directions.masked_fill(lengths < MIN_DISTANCE, 0.0)
+    directions = unit(differences)
     return directions.matmul(directions.transpose(1, 2))
 
 

@@ -10,14 +10,15 @@ from torch import Tensor
 from crossdistill import losses
 from crossdistill.bridges.stage_pairs import StagePair, common_grid, stage_pairs
 from crossdistill.contracts import Batch, Method, ModelSpec, Modules, Outputs
-from crossdistill.errors import InputError, UnsuitablePair
+from crossdistill.errors import UnsuitablePair
 from crossdistill.losses.inputs import check_weights
+from crossdistill.losses.maps import check_power
 from crossdistill.registry import METHODS
 
 
 @METHODS.register(
     "at",
-    title="AT",
+    title="Attention transfer",
     paper="Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928",
     summary="Maps of where each stage's activations are large, normalised per image, are made equal.",
     pick_when="stages are to be compared at almost no cost: it adds no parameters and asks for no equal widths",
@@ -56,16 +57,15 @@ class AttentionTransfer(Method):
             num_classes: not used.
             modules: not used.
             stages: which stages of the student learn, counted from 1; default all.
-            power: exponent of the activations; published: 2.
+            power: exponent of the activations, from 1 to 16; published: 2.
             weight: weight of each stage's loss; they are summed. The authors use 1000 for this form.
 
         Raises:
             UnsuitablePair: a network without stages, or one position at every stage.
-            InputError: a stage that does not exist, a power below 1 or not finite, a negative weight.
+            InputError: a stage that does not exist, another power, a negative weight.
         """
         check_weights({"weight": weight})
-        if not 1 <= power < float("inf"):
-            raise InputError(f"power={power}", "power of 1 or more", "choose another power; published: 2")
+        check_power(power)
         pairs = stage_pairs(student_spec, teacher_spec, stages)
         if all(pair.grid == (1, 1) for pair in pairs):
             raise UnsuitablePair(

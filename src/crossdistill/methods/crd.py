@@ -11,8 +11,9 @@ from crossdistill import losses
 from crossdistill.bridges.contrast_memory import ContrastMemory
 from crossdistill.contracts import UNLABELLED, Batch, Method, ModelSpec, Modules, Outputs
 from crossdistill.losses.cross_entropy import is_labelled
+from crossdistill.losses.direction import unit
 from crossdistill.losses.inputs import check_positive, check_weights
-from crossdistill.losses.noise_contrastive import log_mean_exp, unit
+from crossdistill.losses.noise_contrastive import log_mean_exp
 from crossdistill.registry import METHODS
 
 

@@ -14,7 +14,7 @@ from crossdistill.registry import METHODS
 
 @METHODS.register(
     "dist",
-    title="DIST",
+    title="Distillation from a stronger teacher",
     paper="Huang, You, Wang, Qian, Xu, NeurIPS 2022, arXiv 2205.10536",
     summary="Pearson correlation of the probabilities, per sample and per class over the batch.",
     pick_when="the teacher is much stronger than the student, whose probabilities cannot match it exactly",

@@ -12,7 +12,7 @@ from typing import Literal, Self
 from torch import Tensor, nn
 
 from crossdistill import losses
-from crossdistill.bridges.contrast import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, Contrast
+from crossdistill.bridges.contrast import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, Contrast, same_image
 from crossdistill.bridges.fused import Fusion, Order, fusion_of, level_bridge
 from crossdistill.bridges.gather import gather_rows
 from crossdistill.bridges.layout import as_tokens
@@ -20,7 +20,7 @@ from crossdistill.bridges.level_bridge import LevelBridge
 from crossdistill.contracts import Batch, Method, ModelSpec, Modules, Outputs
 from crossdistill.errors import InputError
 from crossdistill.losses.inputs import check_positive, check_same_classes, check_weights
-from crossdistill.losses.ofa import Form
+from crossdistill.losses.ofa import Form, check_gamma
 from crossdistill.registry import METHODS
 
 LogitLoss = Literal["ofa", "kd", "dist"]
@@ -80,7 +80,7 @@ class LogitTerm:
 
 @METHODS.register(
     "fbt",
-    title="FBT",
+    title="Fuse before transfer",
     paper="Li, Wang, Yan, Ding, Gao, Xia, ICCV 2025, arXiv 2410.12342",
     summary="A third network, spliced from stages of teacher and student by a small bridge, is taught and teaches.",
     pick_when="teacher and student are of different families, the teacher is one live network, and memory allows",
@@ -93,7 +93,8 @@ class FBT(Method):
     the one pass of student or teacher has given already, so it costs the bridge and one last stage.
 
     Sources are detached. Negatives are the images of the micro-batch on all processes: accumulation does not restore
-    those of a larger one. An unlabelled sample's target class is the teacher's choice, in every pair.
+    those of a larger one. An image that is there more than once is no negative of itself. An unlabelled sample's target
+    class is the teacher's choice, in every pair.
 
     With ``form="paper"`` each OFA loss holds the hard-label cross-entropy: the engine then adds none where the student
     gets it so (``train.cross_entropy_weight`` and ``label_smoothing`` have no effect), it counts twice for the student
@@ -159,7 +160,8 @@ class FBT(Method):
             num_classes: classes of the data.
             modules: both live networks.
             order: which network gives the first stages; ``"rule"``: a CNN where only one is, else the student.
-            mlp_ratio: of the bridge's block; 2 saves memory where its network is wide.
+            mlp_ratio: of the bridge's block, whose MLP has one channel at least; 2 saves memory where its network is
+                wide.
             vit_feature: feature of a network with prefix tokens: what its classifier reads, or the mean of its patches.
             nce_symmetric: InfoNCE in both directions.
             projection_dim: project both features to this width always; default the learner's, where widths differ.
@@ -167,7 +169,7 @@ class FBT(Method):
             detach_fusion: whether the fused network is a fixed target for the student.
             fusion_ce_weight: weight of hard labels for the fused network, a mean over all samples.
             form: of the OFA loss: the label counted once, by the engine, or in every OFA loss (see the class).
-            gamma: exponent of the OFA loss's target boost; 1.2 and 1.5 are worth trying on ImageNet.
+            gamma: exponent of the OFA loss's target boost, at most 16; 1.2 and 1.5 are worth trying on ImageNet.
             temperature: divides all logits.
             logit_loss: the OFA loss as published, or ``kd`` or ``dist`` in its place.
             teacher_student_weight: weight of both losses of this pair, and so on.
@@ -181,7 +183,8 @@ class FBT(Method):
             InputError: heads that do not fit each other, a negative weight, another option out of its range.
         """
         check_same_classes(student_spec, teacher_spec, num_classes=num_classes)
-        check_positive({"gamma": gamma, "temperature": temperature})
+        check_gamma(gamma)
+        check_positive({"temperature": temperature})
         pair_weights = dict(
             zip(PAIRS, (teacher_student_weight, teacher_fusion_weight, fusion_student_weight), strict=True)
         )
@@ -206,40 +209,44 @@ class FBT(Method):
         known = {"student": student, "teacher": teacher}
         if self.bridge is not None:
             known["fusion"] = self.fusion.outputs(self.bridge, student, teacher)
-        terms = {**self._nce_terms(known), **self._logit_terms(known, batch.target)}
-        if self.weights.fusion_ce:
+        weights, terms = self.weights, {}
+        for name, loss in self._contrasted(known, batch.sample_id).items():
+            terms[f"{name}_nce"] = weights.pairs[name] * weights.nce * loss
+        for name, loss in self._matched(known, batch.target).items():
+            terms[f"{name}_logits"] = weights.pairs[name] * weights.logits * loss
+        if weights.fusion_ce:
             logits = known["fusion"].require("logits")
             # A mean over all samples, as the engine weighs micro-batches by their number of samples.
             hard = losses.cross_entropy(logits, batch.target, reduction="none").mean()
-            terms["fusion_cross_entropy"] = self.weights.fusion_ce * hard
+            terms["fusion_cross_entropy"] = weights.fusion_ce * hard
         return terms
 
-    def _nce_terms(self, known: Mapping[str, Outputs]) -> dict[str, Tensor]:
+    def _contrasted(self, known: Mapping[str, Outputs], sample_id: Tensor) -> dict[str, Tensor]:
+        """InfoNCE of each pair, our own rows of the learner against all processes' rows of the source."""
         if not self.contrasts:
             return {}
         features = {who: self._feature(who, outputs) for who, outputs in known.items()}
-        needed = sorted({PAIRS[name][0] for name in self.contrasts})
-        rows, offset = gather_rows([self._as_source(who, features[who]) for who in needed])
-        sources = dict(zip(needed, rows, strict=True))
-        terms = {}
+        teaching = [PAIRS[name][0] for name in self.contrasts]
+        sources = {who: self._as_source(who, features[who]) for who in teaching}
+        everyone, offset = _of_all_processes({**sources, "ids": sample_id})
+        excluded = same_image(sample_id, everyone["ids"])
+        pair_losses = {}
         for name, contrast in self.contrasts.items():
             source, learner = PAIRS[name]
-            loss = contrast(features[learner], sources[source], offset)
-            terms[f"{name}_nce"] = self.weights.pairs[name] * self.weights.nce * loss
-        return terms
+            pair_losses[name] = contrast(features[learner], everyone[source], offset, excluded)
+        return pair_losses
 
-    def _logit_terms(self, known: Mapping[str, Outputs], target: Tensor) -> dict[str, Tensor]:
+    def _matched(self, known: Mapping[str, Outputs], target: Tensor) -> dict[str, Tensor]:
+        """The logit loss of each pair."""
         logits = {who: outputs.require("logits") for who, outputs in known.items()}
         labels = losses.target_class(target, logits["teacher"])
         if self.logit_term.loss == "dist" and self.weights.matched:  # it compares samples with each other
-            rows, _ = gather_rows(list(logits.values()))
-            logits = dict(zip(logits, rows, strict=True))
-        terms = {}
+            logits, _ = _of_all_processes(logits)
+        pair_losses = {}
         for name in self.weights.matched:
             source, learner = PAIRS[name]
-            loss = self.logit_term(logits[learner], self._as_source(source, logits[source]), labels)
-            terms[f"{name}_logits"] = self.weights.pairs[name] * self.weights.logits * loss
-        return terms
+            pair_losses[name] = self.logit_term(logits[learner], self._as_source(source, logits[source]), labels)
+        return pair_losses
 
     def _feature(self, who: str, outputs: Outputs) -> Tensor:
         stage = self.specs[who].stages[-1]
@@ -257,6 +264,12 @@ class FBT(Method):
     def no_weight_decay(self) -> set[str]:
         """The bridge's prefix tokens and relative positions are no matrices of weights."""
         return {"bridge.prefix", "bridge.block.attn.relative_position_bias_table"}
+
+
+def _of_all_processes(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """The same names with the rows of all processes, and where ours begin."""
+    rows, offset = gather_rows(list(named.values()))
+    return dict(zip(named, rows, strict=True)), offset
 
 
 def feature_dim(spec: ModelSpec, vit_feature: Feature) -> int:

@@ -16,7 +16,7 @@ from crossdistill.registry import METHODS
 
 @METHODS.register(
     "fitnet",
-    title="FitNet",
+    title="Hint-based training",
     paper="Romero, Ballas, Kahou, Chassang, Gatta, Bengio, ICLR 2015, arXiv 1412.6550",
     summary="A 1x1 convolution per stage projects the student's map onto the teacher's; mean squared error.",
     pick_when="both networks are of one family and of similar depth; across families it can do harm",

@@ -25,8 +25,8 @@ KD_AND_CRD: dict[str, dict[str, Any]] = {"kd": {}, "crd": {}}
 class Hybrid(Composite):
     """Adds up what its parts say, each times its weight.
 
-    A part that holds the hard-label term itself (``ofa`` with ``form=paper``) and has a weight above 0 goes on holding
-    it, times that weight, and the engine then adds none, whatever the other parts are.
+    A part that holds the hard-label term itself (``ofa`` with ``form=paper``) goes on holding it, times its weight, and
+    the engine then adds none, whatever the other parts are. A part of weight 0 is left out altogether.
 
     Args:
         parts: the methods by name.
@@ -36,22 +36,20 @@ class Hybrid(Composite):
     def __init__(self, parts: Mapping[str, Method], *, weights: Mapping[str, float]) -> None:
         super().__init__(parts)
         self.weights = {name: weights.get(name, 1.0) for name in parts}
-        self.includes_cross_entropy = any(
-            part.includes_cross_entropy for name, part in parts.items() if self.weights[name] > 0
-        )
 
     @classmethod
     def build(
         cls,
         student_spec: ModelSpec,
         teacher_spec: ModelSpec,
+        parts: Mapping[str, Method],
         *,
         num_classes: int,
         modules: Modules | None = None,
         methods: dict[str, dict[str, Any]] = KD_AND_CRD,
         weights: dict[str, float] = {},  # noqa: B006 (never changed)
     ) -> Self:
-        """Make it for one pair.
+        """Make it of methods that are built already.
 
         With several teachers each part follows its own rule: one on logits hears them as one, any other is made once a
         teacher.
@@ -59,22 +57,16 @@ class Hybrid(Composite):
         Args:
             student_spec: the student's facts.
             teacher_spec: the teacher's facts.
+            parts: those of :meth:`counting`, built.
             num_classes: classes of the data.
-            modules: both networks, for parts that ask for them.
+            modules: not used.
             methods: registered names, each with the options of that method; default: the CRD paper's "CRD + KD".
             weights: factors of the parts' losses, 1 where none is given (our choice), beside the parts' own weights.
 
         Raises:
-            InputError: no part, a part that cannot be one, a weight that is negative or of no part, or whatever a part
-                refuses.
+            InputError: no part, a part that cannot be one, a weight that is negative or of no part, or none above 0.
         """
         cls.check(methods=methods, weights=weights)
-        parts: dict[str, Method] = {
-            name: METHODS.get(name).value.build(
-                student_spec, teacher_spec, num_classes=num_classes, modules=modules, **options
-            )
-            for name, options in methods.items()
-        }
         return cls(parts, weights=weights)
 
     @classmethod
@@ -101,6 +93,17 @@ class Hybrid(Composite):
                     f"method.weights with {name!r}", "the name of a method of the sum", nearest(name, methods)
                 )
         check_weights({f"method.weights.{name}": weight for name, weight in weights.items()})
+        if not cls.counting(methods=methods, weights=weights):
+            raise InputError(
+                f"method.weights={dict(weights)}, a sum of nothing",
+                "a weight above 0",
+                "raise one, or train the student alone (`crossdistill train`)",
+            )
+
+    @classmethod
+    def counting(cls, *, methods: Mapping[str, Mapping[str, Any]], **options: Any) -> Mapping[str, Mapping[str, Any]]:
+        """Those without a weight of 0."""
+        return {name: given for name, given in methods.items() if options["weights"].get(name, 1.0) > 0}
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Every part's losses times its weight; a name that does not begin with the part's is put after it."""

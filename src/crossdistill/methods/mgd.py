@@ -18,7 +18,7 @@ from crossdistill.registry import METHODS
 
 @METHODS.register(
     "mgd",
-    title="MGD",
+    title="Masked generative distillation",
     paper="Yang, Li, Shao, Shi, Yuan, Yuan, ECCV 2022, arXiv 2205.01529",
     summary="Parts of the student's last map are masked; two convolutions must generate the teacher's map from it.",
     pick_when="the teacher's last map is worth imitating and plain imitation (FitNet) is too strict",

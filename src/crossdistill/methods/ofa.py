@@ -13,13 +13,13 @@ from crossdistill.bridges.stage_pairs import stage_numbers
 from crossdistill.contracts import Batch, Method, ModelSpec, Modules, Outputs
 from crossdistill.errors import InputError
 from crossdistill.losses.inputs import check_positive, check_same_classes, check_weights
-from crossdistill.losses.ofa import Form
+from crossdistill.losses.ofa import Form, check_gamma
 from crossdistill.registry import METHODS
 
 
 @METHODS.register(
     "ofa",
-    title="OFA-KD",
+    title="One-for-all distillation (OFA-KD)",
     paper="Hao, Guo, Han, Tang, Hu, Wang, Xu, NeurIPS 2023, arXiv 2310.19444",
     summary="Exit branches carry every student stage into logit space, where the teacher's logits teach them.",
     pick_when="teacher and student are of different families (CNN, transformer, MLP) and training time allows",
@@ -29,7 +29,8 @@ class OFA(Method):
 
     An unlabelled sample's target class is the teacher's choice. With ``form="paper"`` the loss holds the hard-label
     cross-entropy: the engine then adds none (so ``train.cross_entropy_weight`` and ``label_smoothing`` have no effect),
-    and the branches, which get only distillation in the released code, learn from hard labels as well.
+    and the branches, which get only distillation in the released code, learn from hard labels as well. With
+    ``kd_weight=0`` that loss does not reach the head, and the engine adds its own all the same.
     """
 
     reads_stages = True
@@ -49,7 +50,7 @@ class OFA(Method):
         self.gammas = tuple(gammas)
         self.temperature, self.form = temperature, form
         self.kd_weight, self.branch_weight = kd_weight, branch_weight
-        self.includes_cross_entropy = form == "paper"
+        self.includes_cross_entropy = form == "paper" and kd_weight > 0
 
     @classmethod
     def build(
@@ -117,11 +118,12 @@ class OFA(Method):
 def _gammas(gamma: float | Sequence[float], *, num_branches: int) -> list[float]:
     gammas = list(gamma) if isinstance(gamma, Sequence) else [gamma] * (num_branches + 1)
     if len(gammas) != num_branches + 1:
+        of_each = "the branch" if num_branches == 1 else f"each of {num_branches} branches"
         raise InputError(
-            f"gamma={gammas}, {len(gammas)} values",
-            f"one number, or {num_branches + 1}: one for each of {num_branches} branches, then one for the head",
+            f"gamma={gammas}, {len(gammas)} of them",
+            f"one number, or {num_branches + 1}: one for {of_each}, then one for the head",
             "give one number for all, or that many",
         )
     for value in gammas:
-        check_positive({"gamma": value})
+        check_gamma(value)
     return gammas

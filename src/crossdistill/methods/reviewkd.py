@@ -18,7 +18,7 @@ from crossdistill.registry import METHODS
 
 @METHODS.register(
     "reviewkd",
-    title="ReviewKD",
+    title="Knowledge review",
     paper="Chen, Liu, Zhao, Jia, CVPR 2021, arXiv 2104.09044",
     summary="The student's stages are fused from deep to shallow; each fusion is compared at several scales.",
     pick_when="teacher and student are CNNs, and extra convolutions at every stage are affordable in training",

@@ -14,7 +14,7 @@ from crossdistill.registry import METHODS
 
 @METHODS.register(
     "rkd",
-    title="Relational distillation",
+    title="Relational knowledge distillation",
     paper="Park, Kim, Lu, Cho, CVPR 2019, arXiv 1904.05068",
     summary="Distances between samples, and angles among three of them, are those of the teacher's embeddings.",
     pick_when="embeddings are used for retrieval, or widths differ and nothing shall be trained in between",

@@ -19,7 +19,7 @@ Compared = Literal["embedding", "logits"]
 
 @METHODS.register(
     "rsd",
-    title="Redundancy suppression",
+    title="Redundancy suppression distillation",
     paper="Zhang, Liu, Ran, Ma, ICCV 2025, arXiv 2507.21844",
     summary="The correlation matrix of both networks' embeddings over the batch is driven to the identity.",
     pick_when="families differ and training must stay cheap: one small bridge; give it batches of 64 or more",
@@ -27,10 +27,11 @@ Compared = Literal["embedding", "logits"]
 class RSD(Method):
     """One loss on the embeddings of the whole batch; it needs no labels.
 
-    The student's embedding goes through a decoupler, the teacher's is taken as it is. ``on="logits"`` compares the
+    The student's embedding goes through a decoupler, the teacher's is taken as it is. ``compare="logits"`` compares the
     logits themselves.
     """
 
+    needs = frozenset({"embedding"})
     relates_samples = True
 
     def __init__(self, decoupler: Decoupler | None, *, kappa: float, weight: float) -> None:
@@ -51,7 +52,7 @@ class RSD(Method):
         kappa: float = 0.01,
         weight: float = 0.1,
         expansion: int = 2,
-        on: Compared = "embedding",
+        compare: Compared = "embedding",
     ) -> Self:
         """Make it for one pair; the defaults are those of the released code, which is for CIFAR-100.
 
@@ -65,8 +66,8 @@ class RSD(Method):
                 kappa and on this.
             expansion: hidden width of the decoupler in units of D. The overhead that the paper states for an ImageNet
                 pair, 0.29 of the student's parameters, is near that of 4; which width it used is not public.
-            on: what is compared. That the paper's variant on logits has no decoupler, and the same kappa and weight,
-                is our choice: it says neither.
+            compare: what is compared. That the paper's variant on logits has no decoupler, and the same kappa and
+                weight, is our choice: it says neither.
 
         Raises:
             InputError: a negative weight or kappa, expansion below 1, anything else to compare; on logits, heads that
@@ -74,9 +75,9 @@ class RSD(Method):
         """
         check_weights({"kappa": kappa, "weight": weight})
         check_positive({"expansion": expansion})
-        if on not in ("embedding", "logits"):
-            raise InputError(f"on={on!r}", "'embedding' or 'logits'", "choose one of them")
-        if on == "logits":
+        if compare not in ("embedding", "logits"):
+            raise InputError(f"compare={compare!r}", "'embedding' or 'logits'", "choose one of them")
+        if compare == "logits":
             check_same_classes(student_spec, teacher_spec, num_classes=num_classes)
             return cls(None, kappa=kappa, weight=weight)
         decoupler = Decoupler(student_spec.embedding_dim, teacher_spec.embedding_dim, expansion=expansion)

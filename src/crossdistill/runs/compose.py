@@ -226,7 +226,8 @@ def _balanced(settings: Settings, chosen: Selection, ids: NDArray[np.int64]) -> 
     balanced = settings.data.sampling == "class_balanced"
     if balanced and not chosen.labelled[ids].all():
         raise InputError(
-            f"data.sampling=class_balanced with {int((~chosen.labelled[ids]).sum())} unlabelled training images",
+            f"data.sampling=class_balanced with {int((~chosen.labelled[ids]).sum())} of {len(ids)} training images "
+            "unlabelled",
             "a class for each of them",
             "use data.sampling=shuffled, or give all labels",
         )

@@ -15,6 +15,9 @@ from crossdistill.errors import InputError
 from crossdistill.files import write_text, writing
 from crossdistill.settings import Settings
 
+CHOSEN = frozenset({"student.image_size", "data.augment.crop", "data.augment.flip", "train.epochs"})
+"""Settings that are recorded as chosen when the run began, and that may then be left open."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -93,9 +96,13 @@ class RunFolder:
     def _check_same(self, settings: Settings) -> None:
         recorded = leaves(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         given = leaves(settings.model_dump(mode="json"))
-        # What is left open now was chosen when the run began, and is recorded.
-        same = {key: recorded.get(key) if value is None else value for key, value in given.items()}
-        check_same(self.root, {key: recorded.get(key) for key in same}, same)
+        for key in recorded.keys() | given.keys():
+            if not key.startswith("method."):  # a method's options are all recorded; of the rest a new one may be unset
+                recorded.setdefault(key, None)
+                given.setdefault(key, None)
+            if key in CHOSEN and given[key] is None:
+                given[key] = recorded[key]
+        check_same(self.root, recorded, given)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Record the figures; written last and in one piece."""

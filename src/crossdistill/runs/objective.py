@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.contracts import Batch, Composite, Method, ModelSpec, Modules, Outputs, Signal, Teacher
-from crossdistill.errors import UnsuitablePair
+from crossdistill.errors import InputError, UnsuitablePair
 from crossdistill.registry import METHODS
-from crossdistill.settings import resolve_options
+from crossdistill.settings import options_of, resolve_options
 from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_signals
 
 _ENSEMBLE_ANSWERS: frozenset[Signal] = frozenset({"logits"})
 """What several teachers have one answer for; of the rest each has its own."""
+
+_TOO_LARGE = ("allocate", "overflow", "out of memory")
+"""What PyTorch says, in lower case, of tensors that no memory holds."""
 
 
 def resolve_method(name: str, options: Mapping[str, Any], *, prefix: str = "method.") -> tuple[str, dict[str, Any]]:
@@ -55,9 +58,8 @@ def build_method(
         UnsuitablePair: networks that the method cannot serve, with the methods that can.
         InputError: options or networks that it refuses.
     """
-    value: type[Method] = METHODS.get(name).value
     try:
-        method = _build(value, options, student, teacher, num_classes)
+        method = _build(name, options, student, teacher, num_classes)
     except UnsuitablePair as error:
         serving = _serving(name, student, teacher, num_classes)
         advice = f"methods that serve this pair: {', '.join(serving)}" if serving else "no method serves this pair"
@@ -84,7 +86,7 @@ class PerTeacher(Composite):
 
     @classmethod
     def build(
-        cls, student_spec: ModelSpec, teacher_spec: ModelSpec, *args: Any, parts: Mapping[str, Method], **options: Any
+        cls, student_spec: ModelSpec, teacher_spec: ModelSpec, parts: Mapping[str, Method], *args: Any, **options: Any
     ) -> Self:
         """Make it of methods that are built already, each for its own teacher."""
         return cls(parts, **options)
@@ -104,43 +106,61 @@ class PerTeacher(Composite):
 
 
 def _build(
-    value: type[Method], options: Mapping[str, Any], student: nn.Module, teacher: Teacher | None, num_classes: int
+    name: str, options: Mapping[str, Any], student: nn.Module, teacher: Teacher | None, num_classes: int
 ) -> Method:
+    value: type[Method] = METHODS.get(name).value
     if issubclass(value, Composite):
         parts = {
-            part: _build(METHODS.get(part).value, given, student, teacher, num_classes)
-            for part, given in options["methods"].items()
+            part: _build(part, given, student, teacher, num_classes)
+            for part, given in value.counting(**options).items()
         }
-        return value(parts, **{key: given for key, given in options.items() if key != "methods"})
+        return value.build(*_specs(student, teacher), parts, num_classes=num_classes, **options)
     if not isinstance(teacher, EnsembleTeacher):
-        return _for_one(value, options, student, teacher, num_classes)
+        return _for_one(name, options, student, teacher, num_classes)
     with torch.random.fork_rng(devices=[]):  # its options decide what it needs, so it takes building to find out
-        needs = _for_one(value, options, student, teacher.teachers[0], num_classes).needs
+        needs = _for_one(name, options, student, teacher.teachers[0], num_classes).needs
     if needs <= _ENSEMBLE_ANSWERS:
-        return _for_one(value, options, student, teacher, num_classes)
-    parts = {one.view: _for_one(value, options, student, one, num_classes) for one in teacher.teachers}
-    return PerTeacher(parts, teacher.weights)
+        return _for_one(name, options, student, teacher, num_classes)
+    each = {one.view: _for_one(name, options, student, one, num_classes) for one in teacher.teachers}
+    return PerTeacher(each, teacher.weights)
 
 
 def _for_one(
-    value: type[Method], options: Mapping[str, Any], student: nn.Module, teacher: Teacher | None, num_classes: int
+    name: str, options: Mapping[str, Any], student: nn.Module, teacher: Teacher | None, num_classes: int
 ) -> Method:
     """The method for one teacher, or for the one voice of several."""
-    if teacher is not None:
-        check_signals(value, teacher)
+    value: type[Method] = METHODS.get(name).value
     modules = None
+    if teacher is not None and "modules" in value.needs:  # without them there is nothing to build with
+        check_signals(value, teacher)
     if "modules" in value.needs and isinstance(teacher, FrozenTeacher):
         modules = Modules(student, teacher.model, teacher.view)
-    method: Method = value.build(
-        student.spec,  # type: ignore[arg-type]
-        teacher.spec if teacher is not None else None,  # type: ignore[arg-type]
-        num_classes=num_classes,
-        modules=modules,
-        **options,
-    )
+    try:
+        method = value.build(*_specs(student, teacher), num_classes=num_classes, modules=modules, **options)
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # PyTorch has one for each place
+        if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in _TOO_LARGE):
+            raise
+        raise _too_large(name, options, error) from error
     if teacher is not None:
         check_signals(method, teacher)  # options may make it need more than its class says
     return method
+
+
+def _specs(student: nn.Module, teacher: Teacher | None) -> tuple[Any, Any]:
+    return student.spec, teacher.spec if teacher is not None else None
+
+
+def _too_large(name: str, options: Mapping[str, Any], error: Exception) -> InputError:
+    """Of a method whose tensors do not fit, naming the options that are not the default."""
+    defaults = {key: default for key, (_, default) in options_of(METHODS.get(name).value.build).items()}
+    given = ", ".join(f"{key}={value}" for key, value in options.items() if value != defaults[key])
+    reason = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2].rstrip(".")
+    return InputError(
+        f"method {name} with {given or 'its defaults'} for these networks, which takes more memory than there is "
+        f"({reason or 'out of memory'})",
+        "tensors that fit in memory",
+        "lower the option that sets their size" if given else "choose a method that needs less, or smaller networks",
+    )
 
 
 def _of_each(method: Method) -> frozenset[Signal]:
@@ -161,7 +181,7 @@ def _serving(refused: str, student: nn.Module, teacher: Teacher | None, num_clas
             continue
         with torch.random.fork_rng(devices=[]):
             try:
-                _build(record.value, resolve_method(record.name, {})[1], student, teacher, num_classes)
+                _build(record.name, resolve_method(record.name, {})[1], student, teacher, num_classes)
             except Exception:  # whatever a method says of networks it was not asked to serve, this is advice only
                 continue
         serving.append(record.name)

@@ -16,7 +16,7 @@ from crossdistill.report import write_report
 from crossdistill.runs.folder import RunFolder
 from crossdistill.runs.objective import resolve_method
 from crossdistill.runs.results import Results, merge
-from crossdistill.runs.single import run_single, try_out
+from crossdistill.runs.single import TeacherFigures, run_single, try_out
 from crossdistill.settings import MethodSettings, Settings
 
 
@@ -132,10 +132,12 @@ def run_members(
     connect(settings.device, settings.train.precision)
     recorded = on_main(lambda: root.check(settings, resume=resume, several=True))
     parts: list[tuple[str, Results]] = []
+    teachers: TeacherFigures = {}
     progress = reporter("quiet" if quiet or process()[0] else "auto")
     for index, (name, member) in enumerate(members.items(), start=1):
         progress.message(f"run {index} of {len(members)}: {name}")
-        results = run_single(member, RunFolder(out / name), resume=resume, quiet=quiet, modules=modules)
+        folder = RunFolder(out / name)
+        results = run_single(member, folder, resume=resume, quiet=quiet, modules=modules, teachers=teachers)
         on_main(lambda: root.begin(settings))  # not before: settings that cannot be built leave no folder behind
         parts.append((name, results))
 

@@ -24,7 +24,6 @@ from crossdistill.engine import (
     fit,
     from_all,
     on_main,
-    process,
     reporter,
 )
 from crossdistill.export import export_student
@@ -37,6 +36,9 @@ from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_above_ch
 DRY_RUN_STEPS = 2
 DRY_RUN_BATCHES = 8
 
+TeacherFigures = dict[str, dict[str, Any]]
+"""What evaluations of teachers found, by all that may differ between the runs of a plan."""
+
 
 def run_single(
     settings: Settings,
@@ -45,10 +47,14 @@ def run_single(
     resume: bool,
     quiet: bool,
     modules: Mapping[str, nn.Module] | None = None,
+    teachers: TeacherFigures | None = None,
 ) -> Results:
     """Train one student with one seed into a run folder; a finished run is read, not run again.
 
     Of several processes all train, the main one writes, and all return the same results.
+
+    Args:
+        teachers: what runs with the same networks and data have measured of their teachers; this one adds to it.
     """
     accelerator = connect(settings.device, settings.train.precision)
     finished = on_main(lambda: folder.check(settings, resume=resume))
@@ -58,11 +64,12 @@ def run_single(
     on_main(folder.make)
     start = time.perf_counter()
     progress = _reporter(accelerator, quiet=quiet)
-    teacher_top1 = _measure_teacher(parts, accelerator, progress, allow=settings.allow_untrained_teacher)
+    figures = _measured_before(parts, accelerator, {} if teachers is None else teachers)
+    teacher_top1 = _check_teacher(parts, figures, progress, allow=settings.allow_untrained_teacher)
     on_main(lambda: folder.begin(parts.settings))  # not before: with another teacher it would be another run
     fitted = _fit(parts, folder, progress)
     final = fitted.metrics
-    parts.warnings.extend(below_student(fitted.history[-1]))
+    parts.warnings.extend(below_student(fitted, parts.train))
     if parts.selection_loader is not parts.test_loader:
         final = evaluate(parts.student, parts.test_loader, accelerator=accelerator)
     _note_corrupt(parts)
@@ -87,7 +94,8 @@ def try_out(settings: Settings, *, quiet: bool, modules: Mapping[str, nn.Module]
     accelerator = connect(settings.device, settings.train.precision)
     parts = compose(settings, modules)
     progress = _reporter(accelerator, quiet=quiet)
-    teacher_top1 = _measure_teacher(parts, accelerator, progress, allow=True, max_batches=DRY_RUN_BATCHES)
+    figures = _measure_teacher(parts, accelerator, max_batches=DRY_RUN_BATCHES)
+    teacher_top1 = _check_teacher(parts, figures, progress, allow=True)
     fitted = _fit(parts, None, progress, max_steps=DRY_RUN_STEPS)
     return {
         "student": _plain(parts.student.spec),
@@ -102,41 +110,39 @@ def try_out(settings: Settings, *, quiet: bool, modules: Mapping[str, nn.Module]
     }
 
 
-def _measure_teacher(
-    parts: Parts, accelerator: Accelerator, progress: Reporter, *, allow: bool, max_batches: int | None = None
-) -> float | None:
+def _measured_before(parts: Parts, accelerator: Accelerator, known: TeacherFigures) -> dict[str, Any] | None:
+    """The teacher's figures, measured unless they are known; a seed tells apart only teachers without weights."""
+    own = {"seed", "method", "allow_untrained_teacher"}
+    given = parts.settings.model_dump(mode="json", exclude=own)
+    key = json.dumps([parts.identity(), given])
+    if key not in known:
+        figures = _measure_teacher(parts, accelerator)
+        if figures is None:
+            return None
+        known[key] = figures
+    return known[key]
+
+
+def _measure_teacher(parts: Parts, accelerator: Accelerator, max_batches: int | None = None) -> dict[str, Any] | None:
+    if parts.teacher is None:
+        return None
+    return evaluate(parts.teacher, parts.test_loader, accelerator=accelerator, max_batches=max_batches)
+
+
+def _check_teacher(parts: Parts, figures: dict[str, Any] | None, progress: Reporter, *, allow: bool) -> float | None:
     """The teacher's accuracy, said before the first step; one at chance is refused unless that is allowed."""
     teacher = parts.teacher
-    if teacher is None:
+    if teacher is None or figures is None:
         return None
-    metrics = _teacher_metrics(parts, teacher, accelerator, max_batches)
-    top1: float = metrics["top1"]
-    shown = f"{parts.splits.evaluation_name} ({metrics['num_samples']} images)"
+    top1: float = figures["top1"]
+    num_images = figures["num_samples"]
+    shown = f"{parts.splits.evaluation_name} ({num_images} {'image' if num_images == 1 else 'images'})"
     progress.message(f"teacher {teacher.spec.name}: top-1 {top1:.2%} on {shown}")
-    warning = check_above_chance(top1, metrics["num_samples"], teacher.spec.num_classes, allow=allow)
+    warning = check_above_chance(top1, num_images, teacher.spec.num_classes, allow=allow)
     if warning:
         parts.warnings.append(warning)
         progress.message(f"warning: {warning}")
     return top1
-
-
-_TEACHERS: dict[str, dict[str, Any]] = {}
-"""Figures of teachers that this process has measured, by all that they depend on; seeds of a plan share them."""
-
-
-def _teacher_metrics(
-    parts: Parts, teacher: Teacher, accelerator: Accelerator, max_batches: int | None
-) -> dict[str, Any]:
-    members = teacher.teachers if isinstance(teacher, EnsembleTeacher) else (teacher,)
-    key = json.dumps(
-        [
-            *(parts.identity(), [asdict(one.spec.input) for one in members], max_batches, process()),
-            parts.settings.model_dump(mode="json", include={"data", "device", "train"}),
-        ]
-    )
-    if key not in _TEACHERS:
-        _TEACHERS[key] = evaluate(teacher, parts.test_loader, accelerator=accelerator, max_batches=max_batches)
-    return _TEACHERS[key]
 
 
 def _fit(parts: Parts, folder: RunFolder | None, progress: Reporter, *, max_steps: int | None = None) -> FitResult:

@@ -54,7 +54,8 @@ def check_above_chance(accuracy: float, num_samples: int, num_classes: int, *, a
     if accuracy > threshold:
         return None
     given = (
-        f"a teacher with accuracy {accuracy:.1%} on {num_samples} images of {num_classes} classes, "
+        f"a teacher with accuracy {accuracy:.1%} on {num_samples} {'image' if num_samples == 1 else 'images'} of "
+        f"{num_classes} classes, "
         f"where guessing gives {chance:.1%}"
     )
     if allow:

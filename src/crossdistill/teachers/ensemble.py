@@ -74,11 +74,13 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def _check(teachers: Sequence[FrozenTeacher], weights: Sequence[float]) -> None:
-    if not teachers or len(teachers) != len(weights) or not all(0 < w < math.inf for w in weights):
+    sound = all(0 < weight < math.inf for weight in weights) and all(weight / sum(weights) > 0 for weight in weights)
+    if not teachers or len(teachers) != len(weights) or not sound:
         raise InputError(
-            f"an ensemble of {len(teachers)} teachers with weights {list(weights)}",
-            "at least one teacher, and one positive weight for each",
-            "give as many weights as teachers",
+            f"an ensemble of {len(teachers)} {'teacher' if len(teachers) == 1 else 'teachers'} "
+            f"with weights {list(weights)}",
+            "at least one teacher, and for each a positive weight whose share of their sum is above 0",
+            "give as many weights as teachers, of similar size",
         )
     first = teachers[0].spec
     for spec in (teacher.spec for teacher in teachers[1:]):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crossdistill.bridges.contrast import Contrast, LearnableTemperature
+from crossdistill.bridges.contrast import Contrast, LearnableTemperature, same_image
 from crossdistill.bridges.gather import gather_rows
 from crossdistill.losses import info_nce
 
@@ -40,6 +40,22 @@ def test_the_symmetric_loss_adds_the_other_direction():
     source = SOURCE[:, :4]
     expected = one(LEARNER, source) + one(source, LEARNER)
     torch.testing.assert_close(both(LEARNER, source), expected)
+
+
+def test_an_image_that_is_there_twice_is_left_out_in_both_directions():
+    ids = torch.tensor([7, 3, 8, 7, -1])
+    excluded = same_image(ids, ids)
+    assert excluded.nonzero().tolist() == [[0, 0], [0, 3], [1, 1], [2, 2], [3, 0], [3, 3]]
+    both, one, source = Contrast(4, 4, symmetric=True), Contrast(4, 4), SOURCE[:, :4]
+    there, back = (
+        info_nce(*pair, temperature=0.07, excluded=excluded) for pair in ((LEARNER, source), (source, LEARNER))
+    )
+    torch.testing.assert_close(both(LEARNER, source, 0, excluded), there + back)
+    assert one(LEARNER, source, 0, excluded) < one(LEARNER, source)
+
+
+def test_ids_below_zero_are_nobodys():
+    assert not same_image(torch.tensor([-1, -1]), torch.tensor([-1, -1, 0])).any()
 
 
 def test_the_temperature_starts_where_it_is_told_and_is_one_element_without_decay():

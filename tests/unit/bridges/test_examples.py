@@ -4,10 +4,10 @@ import doctest
 
 import pytest
 
-from crossdistill.bridges import exit_branch, layout, level_bridge
+from crossdistill.bridges import contrast, exit_branch, layout, level_bridge
 
 
-@pytest.mark.parametrize("module", [exit_branch, layout, level_bridge], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [contrast, exit_branch, layout, level_bridge], ids=lambda module: module.__name__)
 def test_documented_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from crossdistill.bridges import fused
 from crossdistill.bridges.layout import as_map
-from crossdistill.bridges.level_bridge import LevelBridge
+from crossdistill.bridges.level_bridge import LevelBridge, window_side
 from crossdistill.contracts import StageSpec
+from crossdistill.errors import InputError
 from crossdistill.models.sizes import construct
 from crossdistill.models.stage import stage
 from oracles import fbt as oracle
@@ -114,12 +115,44 @@ def test_the_mlp_ratio_is_an_option(mlp_ratio, hidden):
     assert LevelBridge(MAP, TARGETS["NHWC"], mlp_ratio=mlp_ratio).block.mlp.fc1.out_features == hidden
 
 
+@pytest.mark.parametrize("mlp_ratio", [0.001, 1 / 13])
+def test_an_mlp_without_a_channel_is_refused(mlp_ratio):
+    with pytest.raises(InputError, match=r"mlp_ratio=.* for 12 channels"):
+        LevelBridge(MAP, TARGETS["NHWC"], mlp_ratio=mlp_ratio)
+    assert LevelBridge(MAP, TARGETS["NHWC"], mlp_ratio=1 / 12).block.mlp.fc1.out_features == 1
+
+
+@pytest.mark.parametrize("side", range(4, 21))
+def test_every_position_of_a_grid_knows_others(side):
+    """Where attention is even, a position is moved by the mean of its window: none may be alone with zeros around."""
+    bridge = LevelBridge(MAP, StageSpec(12, 16, "NCHW", 0, (side, 4)))
+    torch.manual_seed(side)
+    tokens = torch.randn(1, side, 1, 12).expand(1, side, 4, 12).double().requires_grad_()
+    attended = bridge.double().block._attn(tokens)
+    for place in range(side):
+        (gradient,) = torch.autograd.grad(attended[0, place].square().sum(), tokens, retain_graph=True)
+        moved = gradient[0].abs().sum(dim=(1, 2)) > 0
+        assert moved.sum() >= 3, place
+
+
+def test_windows_fill_the_grid_or_nearly():
+    sides = [window_side(side) for side in range(1, 57)]
+    assert sides[:7] == list(range(1, 8))
+    assert [sides[grid - 1] for grid in (14, 21, 28, 56)] == [7, 7, 7, 7]
+    for grid, side in enumerate(sides[7:], start=8):
+        filled = (grid - 1) % side + 1
+        assert 4 <= side <= 7
+        assert filled >= (3 if grid != 37 else 2), grid
+        assert filled == side or all(grid % other for other in (4, 5, 6, 7)), grid
+
+
 def test_no_path_is_dropped_and_no_window_is_shifted():
     bridge = LevelBridge(MAP, TARGETS["NHWC"]).train()
     assert torch.equal(bridge(feature_of(MAP)), bridge(feature_of(MAP)))
     assert tuple(bridge.block.shift_size) == (0, 0)
     assert tuple(LevelBridge(MAP, replace(MAP, grid=(14, 14))).block.window_size) == (7, 7)
     assert tuple(bridge.block.window_size) == (4, 4)
+    assert tuple(LevelBridge(MAP, replace(MAP, grid=(8, 12))).block.window_size) == (4, 6)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crossdistill.bridges.review import Fusion, Review
+from crossdistill.bridges.review import LevelFusion, Review
 from oracles import stage_losses as oracle
 
 
@@ -57,7 +57,7 @@ def test_only_the_deepest_level_has_no_attention():
 @pytest.mark.parametrize("takes_deeper", [False, True])
 @pytest.mark.parametrize(("student", "teacher", "width"), [(3, 4, 5), (64, 96, 32), (7, 7, 1)])
 def test_parameters_in_closed_form(student, teacher, width, takes_deeper):
-    fusion = Fusion(student, teacher, width=width, takes_deeper=takes_deeper)
+    fusion = LevelFusion(student, teacher, width=width, takes_deeper=takes_deeper)
     expected = student * width + 2 * width + 9 * width * teacher + 2 * teacher + takes_deeper * (4 * width + 2)
     assert sum(parameter.numel() for parameter in fusion.parameters()) == expected
 
@@ -65,7 +65,7 @@ def test_parameters_in_closed_form(student, teacher, width, takes_deeper):
 def test_convolutions_start_as_released():
     """Uniform of variance 1 / fan in."""
     torch.manual_seed(0)
-    fusion = Fusion(64, 96, width=128, takes_deeper=True)
+    fusion = LevelFusion(64, 96, width=128, takes_deeper=True)
     for convolution, fan_in in ((fusion.project[0], 64), (fusion.result[0], 9 * 128)):
         assert convolution.bias is None
         assert convolution.weight.var().item() == pytest.approx(1 / fan_in, rel=0.05)

@@ -267,6 +267,20 @@ def test_bad_input_is_refused(changes, words):
         run(**changes)
 
 
+@pytest.mark.parametrize("loader", [{"batch_size": 1}, {"micro_batch": 5}])  # 16 = 3 * 5 + 1
+def test_one_value_a_channel_for_batch_normalisation_is_refused_with_what_to_do(loader):
+    with pytest.raises(InputError, match=r"a batch of 1 image of 6 x 6 px [\s\S]*raise train\.batch_size"):
+        run(SmallNet(batch_norm=True), loader=TensorLoader(**loader))
+
+
+def test_another_error_of_a_network_stays_what_it_is():
+    student = SmallNet()
+    student.norm = torch.nn.BatchNorm2d(8)
+    with pytest.raises(ValueError, match="expected 4D input") as error:
+        run(student)
+    assert not isinstance(error.value, InputError)
+
+
 def test_the_teacher_is_not_asked_by_a_method_that_needs_nothing():
     class Silent(FrozenTeacher):
         def signals(self, batch):

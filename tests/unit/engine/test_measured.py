@@ -1,6 +1,7 @@
 """Networks that a method makes of its own are evaluated with the student, and logged beside it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from crossdistill.engine.devices import connect
 from crossdistill.engine.evaluate import evaluate
 from crossdistill.engine.measured import below_student
 from crossdistill.engine.progress import Quiet, evaluation_text
+from crossdistill.engine.record import FitResult
 from crossdistill.teachers import FrozenTeacher
 from samples.training import Measured, SmallNet, TensorLoader, settings
 
@@ -76,9 +78,34 @@ def test_measuring_changes_nothing_else():
     assert [{k: v for k, v in line.items() if k != "fused_top1"} for line in measured] == plain
 
 
-@pytest.mark.parametrize(("fused", "num_warnings"), [(0.4, 1), (0.5, 0), (0.6, 0)])
-def test_one_that_ends_below_the_student_is_warned_of(fused, num_warnings):
-    line = {"top1": 0.5, "top5": 0.9, "fused_top1": fused, "loss": 1.0}
-    warnings = below_student(line)
-    assert len(warnings) == num_warnings
+def result_of(metrics, *others):
+    history = [{**line, "epoch": epoch} for epoch, line in enumerate((metrics, *others), start=1)]
+    return FitResult(metrics, 1 if others else None, history, 1.0, 1.0, 0.0, 1)
+
+
+def shares(fused, num_samples, top1=0.5):
+    return {"top1": top1, "top5": 0.9, "fused_top1": fused, "loss": 1.0, "num_samples": num_samples}
+
+
+# Three standard errors of the difference of 50 % and 40 % are 10 points at 441 images.
+@pytest.mark.parametrize(("fused", "num_samples", "warned"), [(0.4, 442, True), (0.4, 440, False), (0.6, 10000, False)])
+def test_one_that_is_clearly_below_the_student_is_warned_of(fused, num_samples, warned):
+    warnings = below_student(result_of(shares(fused, num_samples)), settings())
+    assert len(warnings) == warned
     assert all(text.startswith("the fused network") and "40.0%" in text and "50.0%" in text for text in warnings)
+
+
+@pytest.mark.parametrize(("best", "last", "warned"), [(0.1, 0.5, True), (0.5, 0.1, False)])
+def test_what_is_compared_is_the_epoch_that_is_reported(best, last, warned):
+    result = result_of(shares(best, 1000), shares(last, 1000, top1=0.45))
+    assert len(below_student(result, settings(select="best"))) == warned
+
+
+def test_an_average_is_not_compared_with_networks_that_are_none():
+    assert below_student(result_of(shares(0.1, 1000)), settings())
+    assert not below_student(result_of(shares(0.1, 1000)), settings(ema_decay=0.9))
+
+
+def test_a_run_s_result_holds_what_is_compared():
+    _, _, result = run(epochs=1)
+    assert below_student(replace(result, metrics={**result.metrics, "top1": 1.0, "fused_top1": 0.0}), settings())

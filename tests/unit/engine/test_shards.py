@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from crossdistill.engine import connect
 from crossdistill.engine.copies import Copies
 from crossdistill.engine.devices import shards_wanted
 from crossdistill.engine.hold import hold
+from crossdistill.engine.shards import Shards
 from crossdistill.errors import InputError, Interrupted
 from samples import train_fused
 from samples.train_sharded import RUNS, fused_top1, train
-from samples.training import Match, SmallNet, Stop, TensorLoader, settings
+from samples.training import Match, Measured, SmallNet, Stop, TensorLoader, settings
 
 TESTS = Path(__file__).resolve().parents[2]
 
@@ -145,3 +147,24 @@ def test_what_the_launcher_asks_for_and_is_not_done_is_refused(monkeypatch, chan
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=words):
         connect("cpu")
+
+
+def test_the_whole_goes_back_to_the_cpu_also_where_measuring_it_fails():
+    class Whole(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student, self.method = SmallNet(seed=1), Measured(SmallNet(seed=1))
+
+        def to(self, device):
+            self.at = device
+            return self
+
+    shards = Shards.__new__(Shards)
+    shards.whole, shards.learner, shards.teacher = Whole(), Whole(), None
+    shards.accelerator = SimpleNamespace(device="elsewhere")
+    measuring = shards.measured()
+    assert set(measuring.__enter__()) == {"fused"}
+    assert shards.whole.at == "elsewhere"
+    failure = RuntimeError("no figures")
+    assert not measuring.__exit__(RuntimeError, failure, None)
+    assert shards.whole.at == "cpu"

@@ -33,6 +33,43 @@ def test_agrees_with_the_formula_written_out(seed, size, others, temperature):
     assert mean.item() == pytest.approx(sum(expected) / size, rel=1e-9, abs=1e-12)
 
 
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 6), offset=st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_rows_that_are_excluded_do_not_count_but_for_the_positive(seed, size, offset):
+    learner, source = rows(seed, size), rows(seed + 1, offset + size)
+    excluded = torch.rand(size, len(source), generator=torch.Generator().manual_seed(seed)) < 0.5
+    options = {"temperature": 0.2, "offset": offset}
+    found = info_nce(learner, source, excluded=excluded, reduction="none", **options)
+    expected = oracle.info_nce(learner.tolist(), source.tolist(), excluded=excluded.tolist(), **options)
+    assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_excluding_nothing_changes_nothing_and_excluding_all_leaves_no_loss():
+    learner, source = rows(1).requires_grad_(), rows(2, 7).requires_grad_()
+    nothing = torch.zeros(5, 7, dtype=torch.bool)
+    plain = info_nce(learner, source, temperature=0.1)
+    assert torch.equal(info_nce(learner, source, temperature=0.1, excluded=nothing), plain)
+    alone = info_nce(learner, source, temperature=0.1, excluded=~nothing)
+    alone.backward()
+    assert alone.item() == 0.0
+    assert not learner.grad.any()
+    assert not source.grad.any()
+
+
+def test_an_excluded_row_gets_no_gradient():
+    source, excluded = rows(2).requires_grad_(), torch.zeros(5, 5, dtype=torch.bool)
+    excluded[:4, 4] = True
+    info_nce(rows(1), source, temperature=0.1, excluded=excluded, reduction="none")[:4].sum().backward()
+    assert not source.grad[4].any()
+    assert source.grad[:4].any(dim=1).all()
+
+
+@pytest.mark.parametrize("excluded", [torch.zeros(4, 5).bool(), torch.zeros(4).bool(), torch.zeros(4, 6)])
+def test_exclusions_of_another_shape_or_type_are_refused(excluded):
+    with pytest.raises(InputError, match=r"\(4, 6\) bool"):
+        info_nce(rows(1, 4), rows(2, 6), temperature=0.1, excluded=excluded)
+
+
 def test_gradients_of_both_sides_and_of_the_temperature_agree_with_finite_differences():
     def loss(learner, source, temperature):
         return info_nce(learner, source, temperature=temperature, offset=1)

@@ -181,6 +181,15 @@ def test_temperature_must_be_positive(name):
         getattr(losses, function)(student, teacher, *with_labels, **{**OPTIONS[name], "temperature": 0.0})
 
 
+@pytest.mark.parametrize("gamma", [0.0, -1.0, 16.5, 128.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("form", ["code", "paper"])
+def test_a_gamma_that_is_not_above_zero_or_only_overflows_is_refused(form, gamma):
+    student, teacher, labels = (tensor.float() if tensor.is_floating_point() else tensor for tensor in batch(7))
+    assert losses.ofa(student, teacher, labels, gamma=16.0, temperature=0.01, form=form).isfinite()
+    with pytest.raises(InputError, match="gamma above 0, at most 16"):
+        losses.ofa(student, teacher, labels, gamma=gamma, temperature=1.0, form=form)
+
+
 def test_unknown_form_and_reduction_and_a_single_class_are_refused():
     student, teacher, labels = batch(8)
     with pytest.raises(InputError, match="'code' or 'paper'"):

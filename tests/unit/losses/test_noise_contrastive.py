@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from crossdistill import losses
 from crossdistill.errors import InputError
-from crossdistill.losses.noise_contrastive import log_mean_exp, unit
+from crossdistill.losses.noise_contrastive import log_mean_exp
 from oracles import embedding_losses as oracle
 
 quick = settings(max_examples=20, deadline=None)
@@ -91,13 +91,3 @@ def test_shapes_that_do_not_fit_are_refused(shapes):
     for function in (log_mean_exp, lambda *inputs: losses.noise_contrastive(*inputs, log_mean=0.0)):
         with pytest.raises(InputError, match="of true pairs"):
             function(positive, negatives, allowed.bool())
-
-
-def test_unit_vectors_have_length_one_and_zeros_no_gradient():
-    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-4, 0.0]], requires_grad=True)
-    lengths = unit(rows).norm(dim=1)
-    torch.testing.assert_close(lengths, torch.tensor([1.0, 0.0, 1.0]))
-    (unit(rows) * torch.randn(3, 2, generator=torch.Generator().manual_seed(0))).sum().backward()
-    assert rows.grad.isfinite().all()
-    assert (rows.grad[1] == 0).all()
-    assert (rows.grad[2] != 0).any()

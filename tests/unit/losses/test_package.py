@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from crossdistill import losses
+from crossdistill.losses.direction import unit
 from crossdistill.losses.inputs import widen
 
 
-@pytest.mark.parametrize("function", [*(getattr(losses, name) for name in losses.__all__), widen])
+@pytest.mark.parametrize("function", [*(getattr(losses, name) for name in losses.__all__), unit, widen])
 def test_documented_examples(function):
     name = function.__name__
     module = inspect.getmodule(function)
@@ -41,7 +42,9 @@ def every_loss(device):
     total = total + losses.rkd_distance(student, teacher)
     if device != "meta":  # where autocast, which this one switches off, is unknown
         total = total + losses.rkd_angle(student, teacher) + losses.rsd(student, teacher, kappa=0.01)
-        total = total + losses.info_nce(student, teacher, temperature=torch.full((1,), 0.1, device=device))
+        excluded = torch.ones(8, 8, dtype=torch.bool, device=device).triu(2)
+        temperature = torch.full((1,), 0.1, device=device)
+        total = total + losses.info_nce(student, teacher, temperature=temperature, excluded=excluded)
     total = total + losses.noise_contrastive(student[:, 0], student, student > 0, log_mean=0.0)
     (total + losses.correlation(student, teacher)).backward()
     return student.grad

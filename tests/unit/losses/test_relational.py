@@ -147,6 +147,16 @@ def test_no_tensor_of_a_large_batch_is_larger_than_the_budget(name):
     assert size**2 < made.largest <= relational.CHUNK_ELEMENTS < math.prod((size, size, width))
 
 
+@rkd_only
+def test_where_one_anchor_alone_is_more_than_the_budget_its_tensors_are_the_largest(name, monkeypatch):
+    monkeypatch.setattr(relational, "CHUNK_ELEMENTS", 1)
+    for size, widths in ((8, (5, 20)), (20, (5, 7))):
+        with FakeTensorMode(), LargestTensor() as made:
+            student, teacher = (torch.empty(size, width, requires_grad=True) for width in widths)
+            LOSSES[name][0](student, teacher.detach()).backward()
+        assert made.largest == size * max(size, *widths)
+
+
 def test_a_batch_that_fits_is_not_computed_twice():
     student = torch.randn(64, 128, requires_grad=True)
     with LargestTensor() as made:

@@ -35,13 +35,13 @@ def test_rsd_compares_the_decoupled_student_with_the_teacher_as_it_is():
 
 
 def test_rsd_on_logits_has_no_bridge_and_asks_for_the_same_classes():
-    method = build("rsd", on="logits")
+    method = build("rsd", compare="logits")
     assert method.needs == {"logits"}
     assert not list(method.parameters())
     loss = method(STUDENT, Outputs(logits=TEACHER.logits), BATCH)["rsd"]
     assert torch.equal(loss, 0.1 * losses.rsd(STUDENT.logits, TEACHER.logits, kappa=0.01))
     with pytest.raises(InputError, match="one number of classes"):
-        build("rsd", on="logits", teacher=specs.teacher(24, 5))
+        build("rsd", compare="logits", teacher=specs.teacher(24, 5))
 
 
 def test_rsd_defaults_are_the_released_ones():
@@ -135,7 +135,7 @@ def test_weights_are_checked(name, option, value):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("rsd", {"expansion": 0}), ("rsd", {"on": "stages"}), ("cc", {"embedding_dim": 0}), ("rkd", {"squared": 3})],
+    [("rsd", {"expansion": 0}), ("rsd", {"compare": "stages"}), ("cc", {"embedding_dim": 0}), ("rkd", {"squared": 3})],
 )
 def test_other_options_are_checked(name, options):
     with pytest.raises(InputError, match=next(iter(options))):
@@ -143,5 +143,5 @@ def test_other_options_are_checked(name, options):
 
 
 def test_a_method_built_without_settings_refuses_another_comparison():
-    with pytest.raises(InputError, match="on='stages'"):
-        METHODS.get("rsd").value.build(specs.resnet18(4), specs.teacher(24, 4), num_classes=4, on="stages")
+    with pytest.raises(InputError, match="compare='stages'"):
+        METHODS.get("rsd").value.build(specs.resnet18(4), specs.teacher(24, 4), num_classes=4, compare="stages")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import shutil
 import sys
 from functools import cache
@@ -12,11 +13,13 @@ import torch
 
 import crossdistill.methods
 from crossdistill import registry
-from crossdistill.contracts import Batch, Composite, Method, Modules, Outputs
+from crossdistill.contracts import Batch, Method, Outputs
 from crossdistill.errors import InputError
 from crossdistill.models import build as build_network
 from crossdistill.registry import METHODS, Registry
-from crossdistill.settings import options_of, resolve_options
+from crossdistill.runs.objective import build_method, resolve_method
+from crossdistill.settings import options_of
+from crossdistill.teachers import FrozenTeacher
 
 NUM_CLASSES = 6
 DISTILLING = [record.name for record in METHODS if record.value.needs]
@@ -91,17 +94,11 @@ TARGETS = {
 }
 
 
-def build(name, kind="maps", teacher=None, **options):
-    method, student = METHODS.get(name).value, student_of(kind)
-    teacher = teacher or teacher_of(kind)
+def build(name, kind="maps", teacher=None, num_classes=NUM_CLASSES, **options):
+    """As a run builds it."""
     torch.manual_seed(4)
-    return method.build(
-        student.spec,
-        teacher.spec,
-        num_classes=NUM_CLASSES,
-        modules=Modules(student, teacher) if "modules" in method.needs else None,
-        **resolve_options(name, method.build, options),
-    )
+    frozen = FrozenTeacher(teacher or teacher_of(kind))
+    return build_method(*resolve_method(name, options), student_of(kind), frozen, num_classes=num_classes)
 
 
 def losses_of(method, student, teacher, batch):
@@ -138,7 +135,7 @@ def test_is_registered_with_its_facts(name):
     assert set(record.facts) == {"title", "paper", "summary", "pick_when"}
     assert all(record.facts.values()) or name == "none"
     assert record.value.needs <= {"logits", "embedding", "stages", "modules"}
-    assert all(isinstance(default, object) for default in options_named(name, "").values())
+    assert inspect.Parameter.empty not in options_named(name, "").values()
 
 
 CASES = [(kind, "labels") for kind in NETWORKS] + [("maps", target) for target in TARGETS if target != "labels"]
@@ -202,8 +199,9 @@ def test_options_are_checked(name):
         if hint is float:
             with pytest.raises(InputError, match=f"method\\.{option} = 'hot'"):
                 build(name, **{option: "hot"})
-            with pytest.raises(InputError, match=f"method\\.{option} = (inf|nan)"):
-                build(name, **{option: float("inf" if option > "m" else "nan")})
+            for value in ("inf", "nan"):
+                with pytest.raises(InputError, match=f"method\\.{option} = {value}"):
+                    build(name, **{option: float(value)})
 
 
 def test_none_adds_nothing_and_needs_no_teacher():
@@ -217,24 +215,21 @@ def test_none_adds_nothing_and_needs_no_teacher():
 @pytest.mark.parametrize("name", DISTILLING)
 @pytest.mark.parametrize("num_classes", [NUM_CLASSES, NUM_CLASSES + 1])
 def test_heads_that_differ_are_refused_where_logits_are_compared(name, num_classes):
-    student, teacher = student_of("maps"), network("tokens", TEACHER_SIZE, NUM_CLASSES + 1)
-    method = build(name)
-    arguments = {"num_classes": num_classes, "modules": Modules(student, teacher)}
-    if "logits" not in method.needs:
-        METHODS.get(name).value.build(student.spec, teacher.spec, **arguments)
+    teacher = network("tokens", TEACHER_SIZE, NUM_CLASSES + 1)
+    if "logits" not in build(name).needs:
+        build(name, teacher=teacher, num_classes=num_classes)
         return
     with pytest.raises(InputError, match=r"with 6 classes, teacher 'mixer_tiny' with 7 classes") as error:
-        METHODS.get(name).value.build(student.spec, teacher.spec, **arguments)
+        build(name, teacher=teacher, num_classes=num_classes)
     assert f"data with {num_classes}" in error.value.given
 
 
 @pytest.mark.parametrize("name", DISTILLING)
 def test_the_networks_are_no_part_of_a_method(name):
     """Its state is what a checkpoint and the optimiser take up beside the student."""
-    method = build(name)
-    theirs = {id(p) for kind in NETWORKS for net in (student_of(kind), teacher_of(kind)) for p in net.parameters()}
-    assert not theirs & {id(p) for p in method.parameters()}
-    assert not any(issubclass(type(part), Composite) for part in method.children())
+    method, networks = build(name), [network for kind in NETWORKS for network in (student_of(kind), teacher_of(kind))]
+    for parts in (torch.nn.Module.modules, torch.nn.Module.parameters, torch.nn.Module.buffers):
+        assert not {id(part) for part in parts(method)} & {id(part) for net in networks for part in parts(net)}
     for net in method.measured().values():
         assert net.view in ("student", "teacher0")
 

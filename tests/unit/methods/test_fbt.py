@@ -59,9 +59,11 @@ class Trio:
         ).to(dtype)
         self.dtype = dtype
 
-    def step(self, target=TARGET):
+    def step(self, target=TARGET, ids=None):
         shown = images(len(target)).to(self.dtype)
         batch = replace(batch_of(target), images={"student": shown, "teacher0": shown})
+        if ids is not None:
+            batch = replace(batch, sample_id=torch.tensor(ids))
         return self.method(self.student(shown), self.teacher.signals(batch), batch)
 
     def groups(self):
@@ -166,11 +168,12 @@ def direct(trio, target=TARGET):
 
 
 @every_column
-def test_the_total_is_that_of_the_formula_written_out(column):
-    """Section 3.4; trap 4: leaving out any of the three pairs would show."""
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3], [5, 2, 5, -1], [-1, -1, -1, -1]], ids=str)
+def test_the_total_is_that_of_the_formula_written_out(column, ids):
+    """Section 3.4; trap 4: leaving out any of the three pairs would show. The same image may be there twice."""
     trio = Trio(column, dtype=torch.float64, gamma=1.3, temperature=2.0)
     target = torch.tensor([3, 0, 2, 2])
-    terms = trio.step(target)
+    terms = trio.step(target, ids)
     assert set(terms) == {f"{pair}_{kind}" for pair in PAIRS for kind in ("nce", "logits")}
     known = direct(trio, target)
     projectors = {
@@ -186,6 +189,7 @@ def test_the_total_is_that_of_the_formula_written_out(column):
         {who: outputs.embedding.tolist() for who, outputs in known.items()},
         {who: outputs.logits.tolist() for who, outputs in known.items()},
         target.tolist(),
+        ids,
         projectors,
         temperature=temperature,
         gamma=1.3,
@@ -519,6 +523,9 @@ def test_temperatures_norms_biases_prefix_and_positions_get_no_weight_decay():
         *(({name: -1.0}, f"{name}=-1.0") for name in (*PAIR_WEIGHTS, "nce_weight", "logit_weight", "fusion_ce_weight")),
         ({"nce_weight": float("inf")}, "nce_weight=inf"),
         ({"gamma": 0.0}, "gamma=0.0"),
+        ({"gamma": 128.0}, "gamma=128.0"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio=0.001"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio=inf"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"nce_temperature": 0.001}, "nce_temperature=0.001"),
         ({"nce_temperature": 2.0}, "nce_temperature=2.0"),

@@ -7,6 +7,7 @@ from torch import nn
 from crossdistill.contracts import Batch, Method, Outputs
 from crossdistill.errors import InputError
 from crossdistill.registry import METHODS
+from crossdistill.settings import resolve_options
 from oracles import model_specs as specs
 
 HYBRID = METHODS.get("hybrid").value
@@ -18,23 +19,28 @@ SPECS = specs.resnet18(6), specs.teacher(8, 6)
 
 
 def build(methods, **weights):
-    return HYBRID.build(*SPECS, num_classes=6, methods=methods, weights=weights)
+    """The sum of the parts that count, each built for the one teacher."""
+    HYBRID.check(methods=methods, weights=weights)
+    counting = HYBRID.counting(methods=methods, weights=weights)
+    parts = {
+        name: METHODS.get(name).value.build(*SPECS, num_classes=6, **options) for name, options in counting.items()
+    }
+    return HYBRID.build(*SPECS, parts, num_classes=6, methods=methods, weights=weights)
 
 
 def test_each_part_s_losses_are_scaled_by_its_weight():
     hybrid = build({"kd": {"temperature": 2.0}, "dist": {}, "rkd": {}}, kd=0.5, rkd=0.0)
-    kd, dist, rkd = (METHODS.get(name).value for name in ("kd", "dist", "rkd"))
+    kd, dist = (METHODS.get(name).value for name in ("kd", "dist"))
     found = hybrid(STUDENT, TEACHER, BATCH)
-    assert set(found) == {"kd", "dist", "rkd_distance", "rkd_angle"}
+    assert set(found) == {"kd", "dist"}
     alone = kd.build(*SPECS, num_classes=6, temperature=2.0)(STUDENT, TEACHER, BATCH)["kd"]
     torch.testing.assert_close(found["kd"], 0.5 * alone)
     torch.testing.assert_close(found["dist"], dist.build(*SPECS, num_classes=6)(STUDENT, TEACHER, BATCH)["dist"])
-    assert found["rkd_distance"] == found["rkd_angle"] == 0
-    assert not list(rkd.build(*SPECS, num_classes=6).parameters())
+    assert hybrid.needs == {"logits"}
 
 
 def test_the_default_is_the_published_sum():
-    hybrid = HYBRID.build(*SPECS, num_classes=6)
+    hybrid = build(resolve_options("hybrid", HYBRID.build, {})["methods"])
     assert set(hybrid(STUDENT, TEACHER, BATCH)) == {"kd", "crd_student", "crd_teacher"}
     assert hybrid.weights == {"kd": 1.0, "crd": 1.0}
 
@@ -44,7 +50,7 @@ def test_the_default_is_the_published_sum():
     [
         ({"kd": {}}, {"logits"}, False, False),
         ({"kd": {}, "rsd": {}}, {"logits", "embedding"}, False, True),
-        ({"kd": {}, "rsd": {"on": "logits"}}, {"logits"}, False, True),
+        ({"kd": {}, "rsd": {"compare": "logits"}}, {"logits"}, False, True),
         ({"ofa": {}}, {"logits"}, True, False),
         ({"fitnet": {}, "dkd": {}}, {"logits", "stages"}, True, False),
     ],
@@ -94,6 +100,7 @@ def test_names_that_do_not_begin_with_the_part_s_get_it_in_front():
         ({"kd": {}, "none": {}}, {}, "'none', which has no loss"),
         ({"kdd": {}}, {}, "did you mean 'kd'"),
         ({"kd": {}, "dist": {}}, {"dits": 1.0}, r"method\.weights with 'dits'(.*\n)*.*did you mean 'dist'"),
+        ({"kd": {}, "dist": {}}, {"kd": 0.0, "dist": 0.0}, r"method\.weights={.*a sum of nothing"),
         ({"kd": {}}, {"kd": -1.0}, r"method\.weights\.kd=-1\.0"),
         ({"kd": {}}, {"kd": float("nan")}, r"method\.weights\.kd=nan"),
         ({"kd": {"temperature": 0.0}}, {}, r"temperature=0\.0"),

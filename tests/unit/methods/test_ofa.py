@@ -49,6 +49,7 @@ def test_every_term_is_the_loss_of_its_logits_with_its_gamma(form):
 def test_the_paper_form_includes_the_cross_entropy():
     assert build(form="paper").includes_cross_entropy
     assert not build(form="code").includes_cross_entropy
+    assert not build(form="paper", kd_weight=0).includes_cross_entropy  # the engine's alone teaches the head then
     assert not METHODS.get("ofa").value.includes_cross_entropy
 
 
@@ -85,6 +86,8 @@ def test_a_stage_that_does_not_exist_is_refused(stages):
 
 @pytest.mark.parametrize("gamma", [[1.0], [1.0, 1.2], [1.0] * 4])
 def test_a_wrong_number_of_gammas_is_refused(gamma):
+    with pytest.raises(InputError, match="2: one for the branch, then one for the head"):
+        build(stages=[1], gamma=[1.0])
     with pytest.raises(InputError, match="3: one for each of 2 branches, then one for the head"):
         build(gamma=gamma)
 

@@ -366,6 +366,7 @@ def test_no_stage_at_all_is_refused(name):
     ("name", "options"),
     [
         ("at", {"power": 0.5}),
+        ("at", {"power": 17.0}),
         ("at", {"power": float("inf")}),
         ("mgd", {"mask_ratio": 1.0}),
         ("mgd", {"mask_ratio": -0.1}),

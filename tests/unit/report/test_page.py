@@ -201,7 +201,8 @@ def test_a_network_that_the_method_made_is_drawn_dashed_beside_its_student(tmp_p
     for log in tmp_path.glob("ofa-*/metrics.jsonl"):
         log.write_text(log.read_text().replace('"top1": ', '"fused_top1": 0.25, "top1": '))
     html = write_report(tmp_path).read_text(encoding="utf-8")
-    (entry,) = re.findall(r'<li><span class="swatch dashed" style="([^"]*)"></span>[^<]*: fused network, 25.0 % at the end</li>', html)
+    swatch, name = r'<li><span class="swatch dashed" style="([^"]*)"></span>', "fused network, 25.0 % at the end"
+    (entry,) = re.findall(rf"{swatch}[^<]*: {name}</li>", html)
     colours = re.findall(r'<span class="swatch" style="([^"]*)"></span>[^<]*', html)
     assert entry in colours
     assert "fused network, 25.0 % at the end from 25.0 % to 25.0 %" in html

@@ -196,7 +196,7 @@ def test_choices_left_open_are_recorded():
 
 
 def test_balanced_sampling_needs_labels():
-    with pytest.raises(InputError, match=r"class_balanced with 1337 unlabelled"):
+    with pytest.raises(InputError, match=r"class_balanced with 1337 of 1437 training images unlabelled"):
         parts_of("kd", "data.sampling=class_balanced", "data.labels_per_class=10")
     parts = parts_of("kd", "data.sampling=class_balanced", "data.limit_train=95", "train.batch_size=95")
     batch = next(iter(parts.train_loader.epoch(0)))[0]

@@ -132,7 +132,7 @@ def test_the_same_teacher_twice_teaches_as_much_as_once(name, student, teachers,
 def test_what_a_method_needs_may_be_decided_by_its_options(student, teachers):
     pair = EnsembleTeacher(list(teachers.values())[:2])
     assert isinstance(method_of("rsd", student, pair), PerTeacher)
-    assert type(method_of("rsd", student, pair, on="logits")) is METHODS.get("rsd").value
+    assert type(method_of("rsd", student, pair, compare="logits")) is METHODS.get("rsd").value
     assert pair.passes_on == frozenset()
 
 
@@ -148,6 +148,43 @@ def test_each_part_of_a_sum_follows_its_own_rule(student, teachers, batch):
     assert {name for name in found if name != "kd"} == {
         f"fitnet_stage{number}_teacher{index}" for number in (1, 2, 3, 4) for index in (0, 1)
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        # More than the address space of a process, however generous the system is with memory.
+        ("fbt", {"mlp_ratio": 1e11}, "method fbt with mlp_ratio=100000000000.0 for"),
+        ("crd", {"num_negatives": 10**12}, "method crd with num_negatives=1000000000000 for"),
+        ("rsd", {"expansion": 10**10, "weight": 2}, r"method rsd with weight=2\.0, expansion=10000000000 for"),
+        ("rsd", {"expansion": 10**16}, "method rsd with expansion=10000000000000000 for"),  # an int64 has no room
+        ("crd", {"embedding_dim": 10**30}, "method crd with embedding_dim=1"),  # nor one size alone
+        ("hybrid", {"methods": {"kd": {}, "crd": {"num_negatives": 10**12}}}, "method crd with num_negatives="),
+    ],
+)
+def test_sizes_that_no_memory_holds_are_refused_by_name(student, teachers, name, options, words):
+    with pytest.raises(InputError, match=f"{words}[\\s\\S]*lower the option"):
+        method_of(name, student, teachers["teacher0"], **options)
+
+
+def test_another_failure_of_a_build_stays_what_it_is(student, teachers, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(METHODS.get("kd").value, "__init__", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        method_of("kd", student, teachers["teacher0"])
+
+
+def test_a_part_of_weight_zero_is_not_built(student, teachers, batch):
+    pair = EnsembleTeacher(list(teachers.values())[:2])
+    options = {"methods": {"dist": {}, "crd": {"num_negatives": 10**12}}, "weights": {"crd": 0.0}}
+    for teacher in (teachers["teacher0"], pair):
+        method = method_of("hybrid", student, teacher, **options)
+        assert list(method.parts) == ["dist"]
+        assert set(losses_of(method, student, teacher, batch)) == {"dist"}
+        assert method.needs == {"logits"}
+    assert pair.passes_on == frozenset()
 
 
 def test_options_of_a_sum_s_parts_are_filled_in_and_checked():
@@ -222,6 +259,6 @@ def test_a_token_mixer_without_a_stage_to_go_on_from_is_refused_with_the_methods
     name, size, arguments = TEACHERS["teacher1"]
     last = {"stages": ("blocks.3",), **arguments}
     mixer = FrozenTeacher(build(f"timm/{name}", num_classes=NUM_CLASSES, image_size=size, **last))
-    with pytest.raises(UnsuitablePair, match="teacher 'mixer_tiny' with 1 stages") as refused:
+    with pytest.raises(UnsuitablePair, match="teacher 'mixer_tiny' with 1 stage\n") as refused:
         build_method(*resolve_method("fbt", {}), student, mixer, num_classes=NUM_CLASSES)
     assert serving(refused) == set(TEACHING) - {"fbt"}

@@ -117,7 +117,7 @@ def test_rsds_recipe_is_ofas_with_two_processes_and_the_released_weights():
     """Zhang, Liu, Ran, Ma, ICCV 2025, arXiv 2507.21844: defaults and command of the released code."""
     rsd, ofa = read_recipe("cifar100/rsd-cnn").settings, read_recipe("cifar100/ofa-cnn").settings
     assert rsd.method.name == "rsd"
-    options = {"kappa": 0.01, "weight": 0.1, "expansion": 2, "on": "embedding"}
+    options = {"kappa": 0.01, "weight": 0.1, "expansion": 2, "compare": "embedding"}
     assert rsd.method.options == options
     assert rsd.train.batch_size == 2 * 128
     assert rsd.train.model_copy(update={"batch_size": ofa.train.batch_size}) == ofa.train

@@ -1,6 +1,7 @@
 """Teachers answer alike, never change, and are checked before anything is trained on them."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -102,7 +103,14 @@ def test_the_ensemble_is_finite_at_extreme_logits(batch, dtype):
         ((spec_of("a", 3), spec_of("b", 4)), None, "a with 3 classes and b with 4"),
         ((spec_of("a", 2, ("cat", "dog")), spec_of("b", 2, ("dog", "cat"))), None, "class 0 is 'cat' for a and 'dog'"),
         ((spec_of("a"), spec_of("b")), [1.0], "2 teachers with weights"),
-        ((spec_of("a"), spec_of("b")), [1.0, 0.0], "2 teachers with weights"),
+        *(
+            ((spec_of("a"), spec_of("b")), [1.0, weight], "2 teachers with weights")
+            for weight in (0.0, -1.0, -3.0, math.inf, math.nan)
+        ),
+        ((spec_of("a"), spec_of("b")), [1e308, 1e308], "2 teachers with weights"),  # the sum is not finite
+        ((spec_of("a"), spec_of("b")), [1e308, 1e-308], "2 teachers with weights"),  # the share is 0
+        ((spec_of("a"), spec_of("b")), [-1.0, -1.0], "2 teachers with weights"),
+        ((spec_of("a"),), [0.0], "1 teacher with weights"),
         ((), None, "0 teachers"),
     ],
 )
