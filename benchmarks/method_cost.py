@@ -24,11 +24,12 @@ from torch import nn
 
 from crossdistill import build
 from crossdistill.analysis.environment import environment
-from crossdistill.contracts import Batch, Method, Modules
+from crossdistill.contracts import Batch, Method
 from crossdistill.engine.learner import Learner
 from crossdistill.registry import METHODS
 from crossdistill.report.table import markdown
-from crossdistill.settings import TrainSettings, resolve_options
+from crossdistill.runs.objective import build_method, resolve_method
+from crossdistill.settings import TrainSettings
 from crossdistill.teachers import FrozenTeacher
 
 PAIRS = (("swin_tiny_patch4_window7_224", "resnet18"), ("convnext_tiny", "deit_tiny_patch16_224"))
@@ -63,16 +64,9 @@ class Pair:
 
     def method(self, name: str) -> Method:
         """The method with its default options."""
-        made = METHODS.get(name).value
-        taught = self.teacher if made.needs else None
-        method: Method = made.build(
-            self.student.spec,
-            taught and taught.spec,
-            num_classes=NUM_CLASSES,
-            modules=Modules(self.student, self.teacher.model) if "modules" in made.needs else None,
-            **resolve_options(name, made.build, {}),
-        )
-        return method
+        teacher = self.teacher if METHODS.get(name).value.needs else None
+        name, options = resolve_method(name, {})
+        return build_method(name, options, self.student, teacher, num_classes=NUM_CLASSES)
 
     def step(self, method: Method) -> Callable[[], object]:
         """One training step with that method."""
