@@ -17,11 +17,13 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from record import record
+from record import origin, record
+from staging import write
 
 from crossdistill.registry import METHODS
 from crossdistill.runs import execute, make_plan, recipe_path
@@ -37,6 +39,11 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 TEACHERS = {"vit": "transformer", "cnn": "CNN", "mlp": "Mixer"}
 PAIRS = {"vit-cnn": ("vit", "cnn"), "cnn-mlp": ("cnn", "mlp"), "mlp-vit": ("mlp", "vit")}
+FUSED_COLUMNS = (
+    *("recipe", "method", "seed", "student_top1", "fused_top1", "teacher_top1"),
+    *("device", "torch", "commit", "command", "date"),
+)
+FUSED_SAME = ("recipe", "method", "seed")
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "the fused network also learns from what it teaches": ("detach_fusion=false",),
     "the fused network learns from labels": ("fusion_ce_weight=1",),
@@ -91,11 +98,30 @@ def _run(
     )
     print(f"{pair}: {label}", flush=True)
     results = execute(plan, out, resume=out.exists(), quiet=True)
-    command = f"python {shlex.join(_public_arguments())}"
+    command = _command()
     record(
         _labelled(results, label), options.results, recipe=f"pilot/{pair}", command=command, teacher=TEACHERS[teacher]
     )
+    write(Path("results/checks/fused.csv"), list(_fused(out, pair, label, results)), FUSED_COLUMNS, FUSED_SAME)
     print(json.dumps({row["name"]: row["top1_mean"] for row in results["rows"]}), flush=True)
+
+
+def _fused(out: Path, pair: str, label: str, results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row a seed of the last evaluation's accuracies, where the method has a network of its own."""
+    made = origin(results["environment"], _command())
+    teacher = next((row["top1_mean"] for row in results["rows"] if row["role"] == "teacher"), None)
+    for log in sorted(out.rglob("metrics.jsonl")):
+        events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        last = [event for event in events if event["kind"] == "eval"][-1]
+        if "fused_top1" in last:
+            about = {"recipe": f"pilot/{pair}", "method": label, "seed": log.parent.name.removeprefix("seed-")}
+            yield {
+                **about,
+                "student_top1": last["top1"],
+                "fused_top1": last["fused_top1"],
+                "teacher_top1": teacher,
+                **made,
+            }
 
 
 def _labelled(results: dict[str, Any], label: str) -> dict[str, Any]:
@@ -104,17 +130,12 @@ def _labelled(results: dict[str, Any], label: str) -> dict[str, Any]:
     return {**results, "rows": rows}
 
 
-def _public_arguments() -> list[str]:
+def _command() -> str:
     """The command as it can be repeated: paths that say where this checkout's user keeps things are left to them."""
     names = ("--steps", "--seeds")
     kept = [word for name in names if name in sys.argv for word in (name, sys.argv[sys.argv.index(name) + 1])]
-    return [
-        "benchmarks/pilot.py",
-        "--out",
-        "runs/pilot",
-        *kept,
-        *(["--questions"] if "--questions" in sys.argv else []),
-    ]
+    kept += ["--questions"] * ("--questions" in sys.argv)
+    return shlex.join(["python", "benchmarks/pilot.py", "--out", "runs/pilot", *kept])
 
 
 def _options() -> argparse.Namespace:

@@ -56,15 +56,20 @@ def _all_rows(results: Path) -> list[dict[str, str]]:
 
 
 def rows_table(method: str, rows: Sequence[ResultRow]) -> str:
-    """Every recorded result of a method, with what it gained over the student alone."""
-    columns = ("Experiment", "Teacher", "Student", "Method", "Length", "Top-1", "Gain over the student alone (points)")
+    """Every recorded result of a method, with what it gained over the student alone, and over its own defaults."""
+    found = [row for row in rows if row["method"] == method or row["method"].startswith(f"{method} (")]
+    varied = any(row["method"] != method for row in found)
+    columns = (
+        *("Experiment", "Teacher", "Student", "Method", "Length", "Top-1", "Gain over the student alone (points)"),
+        *(("Difference to the defaults (points)",) * varied),
+    )
     cells = tuple(
         (
             *(row["recipe"], row["teacher"], row["student"], row["method"], row["epochs_or_steps"]),
-            *(_top1(row), _gain(row, rows)),
+            *(_top1(row), gain(row, rows)),
+            *((gain(row, rows, over=method),) * varied),
         )
-        for row in rows
-        if row["method"] == method or row["method"].startswith(f"{method} (")
+        for row in found
     )
     return markdown(columns, cells, num_text_columns=5) if cells else "None yet.\n"
 
@@ -86,8 +91,8 @@ def pilot_table(results: Path) -> str:
 def _cell(row: ResultRow | None, rows: Iterable[ResultRow]) -> str:
     if row is None:
         return ""
-    gain = _gain(row, rows)
-    return f"{_top1(row)}; {gain}" if gain else _top1(row)
+    gained = gain(row, rows)
+    return f"{_top1(row)}; {gained}" if gained else _top1(row)
 
 
 def _top1(row: ResultRow) -> str:
@@ -95,16 +100,16 @@ def _top1(row: ResultRow) -> str:
     return unbroken(f"{100 * float(row['top1_mean']):.1f}{spread} %")
 
 
-def _gain(row: ResultRow, rows: Iterable[ResultRow]) -> str:
-    """The paired difference to the student alone in the same experiment, with its 95 % interval."""
-    alone = next(
-        (one for one in rows if one["method"] == "none" and all(one[key] == row[key] for key in EXPERIMENT)), None
+def gain(row: ResultRow, rows: Iterable[ResultRow], *, over: str = "none") -> str:
+    """The paired difference to another method in the same experiment, in points with its 95 % interval."""
+    other = next(
+        (one for one in rows if one["method"] == over and all(one[key] == row[key] for key in EXPERIMENT)), None
     )
-    if alone is None or alone is row or row["method"] == "none":
+    if other is None or row["method"] == over:
         return ""
-    measured = difference(_by_seed(alone), _by_seed(row))
+    measured = difference(_by_seed(other), _by_seed(row))
     if measured is None:
-        return unbroken(points(float(row["top1_mean"]) - float(alone["top1_mean"])))
+        return unbroken(points(float(row["top1_mean"]) - float(other["top1_mean"])))
     if measured.interval is None:
         return unbroken(points(measured.mean))
     low, high = measured.interval

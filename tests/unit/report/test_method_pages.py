@@ -70,6 +70,16 @@ def test_a_row_with_nothing_to_compare_it_with_has_no_gain(results):
     assert rows_table("kd", [row]).splitlines()[-1].endswith("| – |")
 
 
+def test_a_changed_option_is_compared_with_the_defaults_as_well(results):
+    rows = read_rows(results / "pilot" / "methods.csv")
+    changed = KD | {"method": "kd (temperature=2)", "top1_mean": 0.34, "top1_by_seed": "0:0.32 1:0.34 2:0.36"}
+    lines = rows_table("kd", [*rows[:2], {key: str(value) for key, value in changed.items()}]).splitlines()
+    assert lines[0].endswith("| Difference to the defaults (points) |")
+    assert lines[-2].endswith("| – |")
+    assert lines[-1].replace("\xa0", " ").endswith("| +1.0 |"), "all seeds differ alike, so there is no interval"
+    assert "Difference" not in rows_table("kd", rows[:2])
+
+
 def test_a_method_without_rows_says_so(results):
     assert rows_table("ofa", read_rows(results / "pilot" / "methods.csv")) == "None yet.\n"
 
