@@ -6,14 +6,12 @@ they are up to date.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from crossdistill.analysis.compare import difference, points
-from crossdistill.errors import InputError
 from crossdistill.report.method_costs import cost_table
-from crossdistill.report.results_csv import read_rows, update_blocks
+from crossdistill.report.results_csv import command, read_rows, update_blocks
 from crossdistill.report.table import markdown, unbroken
 
 INDEX = "README.md"
@@ -123,16 +121,7 @@ def _by_seed(row: ResultRow) -> dict[int, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the pages; 1 where a check finds one out of date, 2 for bad input."""
-    parser = argparse.ArgumentParser(description="Rewrite the generated parts of the methods' pages.")
-    parser.add_argument("pages", type=Path)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
-    options = parser.parse_args(arguments)
-    try:
-        current = update_pages(options.pages, options.results, check=options.check)
-    except InputError as error:
-        parser.exit(2, f"{error}\n")
-    return int(options.check and not current)
+    return command(update_pages, "the generated parts of the methods' pages", arguments)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,18 +148,23 @@ def _block(results_dir: Path) -> str:
     return "".join(parts)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite or check the README's tables; 1 where a check finds them out of date, 2 for bad input."""
-    parser = argparse.ArgumentParser(description="Rewrite the README's results tables from the CSV files.")
-    parser.add_argument("readme", type=Path)
+def command(update: Callable[..., bool], what: str, arguments: Sequence[str] | None) -> int:
+    """A command line ``TARGET RESULTS [--check]`` around an update that says whether all was up to date before."""
+    parser = argparse.ArgumentParser(description=f"Rewrite {what} from the CSV files of results.")
+    parser.add_argument("target", type=Path)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the tables are out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
     options = parser.parse_args(arguments)
     try:
-        current = update_readme(options.readme, options.results, check=options.check)
+        current = update(options.target, options.results, check=options.check)
     except InputError as error:
         parser.exit(2, f"{error}\n")
     return int(options.check and not current)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite or check the README's tables; 1 where a check finds them out of date, 2 for bad input."""
+    return command(update_readme, "the README's results tables", arguments)
 
 
 if __name__ == "__main__":
