@@ -118,13 +118,15 @@ class Batch:
     """Prepared images ``(B, C, H, W)`` by view ("student", "teacher", …), targets and identity of the samples.
 
     ``target`` is ``(B,)`` int64 with -1 for unlabelled, or ``(B, K)`` class probabilities; ``sample_id`` ``(B,)``
-    is the position in the source's canonical order.
+    is the position in the source's canonical order. ``samples`` ``(B, 2)`` holds it once more, with how often the
+    sample came before in this epoch; it stays on the host, so that what is looked up by it waits for no device.
     """
 
     images: Mapping[str, Tensor]
     target: Tensor
     sample_id: Tensor
     epoch: int = 0
+    samples: Tensor | None = None
 
     def to(self, device: torch.device | str, *, channels_last: bool = False) -> Batch:
         """The same batch on another device; views that share a tensor go on sharing it."""

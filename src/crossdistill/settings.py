@@ -113,6 +113,15 @@ class DataSettings(Strict):
     evaluation_split: str | None = Field(
         None, description="the split that accuracy is reported on; default: test, else val"
     )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="of which images, their order and their random changes; default: the run's, one a run",
+    )
+    cycle_epochs: int | None = Field(
+        None, ge=1, description="show the images of the first so many epochs again and again; default: new ones each"
+    )
     val_share: float = Field(
         0.1, gt=0, lt=1, description="share of the training images that selects the best epoch, at least one a class"
     )
@@ -173,6 +182,11 @@ class TrainSettings(Strict):
     channels_last: bool = Field(False, description="keep images and weights channel-last, which GPUs like")
     compile_student: bool = Field(False, description="compile the student with torch.compile")
     compile_teacher: bool = Field(False, description="compile the teachers with torch.compile")
+    compile_method: bool = Field(False, description="compile bridges and losses with torch.compile")
+    cuda_graphs: bool = Field(False, description="replay what is compiled as CUDA graphs: less work for the host")
+    fused_optimizer: bool | None = Field(
+        None, description="update all weights in one kernel; default: where PyTorch has one for optimiser and device"
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="several processes: whole copies (DDP), or shards of student and method (FSDP2)"
     )

@@ -27,7 +27,7 @@ class Started:
 
     images: Tensor | Cuts
     target: Ids
-    sample_id: Ids
+    samples: Ids
     epoch: int
     draws: Draws
     mixing: Mixing | None
@@ -77,7 +77,8 @@ class EvalAssembly:
         """Nothing random, and classes as targets."""
         ids = samples[reading.positions, 0]
         images = _matched(reading, ids, self.transform, where)
-        return _batch(self.transform(images, ids, epoch), self.targets[ids], ids, epoch)
+        views = self.transform(images, ids, epoch)
+        return _batch(views, self.targets[ids], samples[reading.positions], epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class TrainAssembly:
             mixing = draw_mixing(settings, self.transform.seed, epoch, samples, reading.positions)
             mixing = mixing.alike(target != UNLABELLED)
         travels = images if self.whole and isinstance(images, Tensor) else self.transform.cut(images, draws)
-        started = Started(travels, target, kept[:, 0], epoch, draws, mixing)
+        started = Started(travels, target, kept, epoch, draws, mixing)
         return started if self.on_device else self.finish(started)
 
     def complete(self, made: Batch | Started | None, device: torch.device | None) -> Batch | None:
@@ -125,7 +126,7 @@ class TrainAssembly:
         images, mixing = started.images, started.mixing
         cuts = self.transform.cut(images, started.draws) if isinstance(images, Tensor) else images
         views = self.transform.render(cuts, started.draws)
-        batch = _batch(views, started.target, started.sample_id, started.epoch)
+        batch = _batch(views, started.target, started.samples, started.epoch)
         if mixing is None:
             return batch
         mix_views(views, mixing)
@@ -144,5 +145,6 @@ def _matched(
     return match_channels(reading.images, transform.views.values(), lambda position: where(int(ids[position])))
 
 
-def _batch(views: dict[str, Tensor], targets: Ids, ids: Ids, epoch: int) -> Batch:
-    return Batch(views, torch.from_numpy(targets), torch.from_numpy(ids), epoch)
+def _batch(views: dict[str, Tensor], targets: Ids, samples: Ids, epoch: int) -> Batch:
+    asked = torch.from_numpy(samples)
+    return Batch(views, torch.from_numpy(targets), asked[:, 0].contiguous(), epoch, asked)

@@ -31,7 +31,8 @@ KEEP = 2
 MAY_CHANGE = frozenset(
     {
         *("device", "precision", "device_batch_size", "workers", "log_every", "checkpoint_every"),
-        *("channels_last", "compile_student", "compile_teacher", "parallel", "augment_on", "max_corrupt_share"),
+        *("channels_last", "compile_student", "compile_teacher", "compile_method", "cuda_graphs", "fused_optimizer"),
+        *("parallel", "augment_on", "max_corrupt_share"),
     }
 )
 """Last words of settings that say where and how fast a run is computed, not what; a resume may change them."""
