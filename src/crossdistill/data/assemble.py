@@ -16,6 +16,7 @@ from crossdistill.data.augmentation.mix import Mixing, draw_mixing, mix_targets,
 from crossdistill.data.augmentation.transform import Cuts, Draws, EvalTransform, TrainTransform
 from crossdistill.data.held import Images, Reading
 from crossdistill.data.pixels import match_channels
+from crossdistill.data.placing import placed
 from crossdistill.data.source import TINY_SIDE
 
 Ids = NDArray[np.int64]
@@ -34,9 +35,20 @@ class Started:
 
     def to(self, device: torch.device) -> Started:
         """The same on another device."""
+        return self._with_images(lambda images: images.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Started:
+        """The same in memory from which copying to a GPU waits for nothing."""
+        return self._with_images(Tensor.pin_memory)
+
+    def _with_images(self, change: Callable[[Tensor], Tensor]) -> Started:
         if isinstance(self.images, Tensor):
-            return replace(self, images=self.images.to(device, non_blocking=True))
-        return replace(self, images={shape: cut.to(device, non_blocking=True) for shape, cut in self.images.items()})
+            return replace(self, images=change(self.images))
+        return replace(self, images={shape: change(cut) for shape, cut in self.images.items()})
+
+
+Made = Batch | Started
+"""What a loader process makes: a batch, or one that is to be finished on the device that trains."""
 
 
 class Targets(Protocol):
@@ -51,7 +63,7 @@ class Assembly(Protocol):
     @property
     def cheap(self) -> bool: ...
 
-    def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Batch | Started:
+    def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Made:
         """A batch of the images that could be read.
 
         Args:
@@ -75,10 +87,16 @@ class EvalAssembly:
 
     def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Batch:
         """Nothing random, and classes as targets."""
-        ids = samples[reading.positions, 0]
-        images = _matched(reading, ids, self.transform, where)
-        views = self.transform(images, ids, epoch)
-        return _batch(views, self.targets[ids], samples[reading.positions], epoch)
+        kept = samples[reading.positions]
+        return self.finish(self.prepare(reading, kept[:, 0], where), kept, epoch)
+
+    def prepare(self, reading: Reading, ids: Ids, where: Callable[[int], str]) -> dict[InputSpec, Tensor]:
+        """uint8 views of the images that could be read, whose ids ``(B,)`` these are, by kind."""
+        return self.transform.prepare(_matched(reading, ids, self.transform, where))
+
+    def finish(self, prepared: Mapping[InputSpec, Tensor], samples: Ids, epoch: int) -> Batch:
+        """A batch of these views."""
+        return _batch(self.transform.normalise(prepared), self.targets[samples[:, 0]], samples, epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +119,7 @@ class TrainAssembly:
         changed = settings.rand_augment is not None or settings.color_jitter > 0
         return self.on_device or (_small(self.transform.views) and not changed)
 
-    def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Batch | Started:
+    def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Made:
         """Draw all parameters; change pixels, or only cut what cannot travel as one tensor."""
         kept = samples[reading.positions]
         target = self.targets[kept[:, 0]]
@@ -115,7 +133,7 @@ class TrainAssembly:
         started = Started(travels, target, kept, epoch, draws, mixing)
         return started if self.on_device else self.finish(started)
 
-    def complete(self, made: Batch | Started | None, device: torch.device | None) -> Batch | None:
+    def complete(self, made: Made | None, device: torch.device | None) -> Batch | None:
         """A batch of what a worker made: as it is, or finished on this device."""
         if not isinstance(made, Started):
             return made
@@ -146,5 +164,7 @@ def _matched(
 
 
 def _batch(views: dict[str, Tensor], targets: Ids, samples: Ids, epoch: int) -> Batch:
-    asked = torch.from_numpy(samples)
-    return Batch(views, torch.from_numpy(targets), asked[:, 0].contiguous(), epoch, asked)
+    """Everything beside the images, but for ``samples``, comes to where these are."""
+    device = next(iter(views.values())).device
+    sample_id = placed(np.ascontiguousarray(samples[:, 0]), device)
+    return Batch(views, placed(targets, device), sample_id, epoch, torch.from_numpy(samples))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from crossdistill.contracts import Batch
-from crossdistill.data.assemble import Assembly, Started
+from crossdistill.data.assemble import Assembly, Made, Started
 from crossdistill.data.held import HeldSource, num_workers
 from crossdistill.errors import InputError
 
 Request = tuple[int, NDArray[np.int64]]
 """Epoch, and the samples of one micro-batch ``(B, 2)``: id, and how often it came before in this epoch."""
-
-Made = Batch | Started
-"""What a worker makes: a batch, or one that is to be finished on the device that trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +28,11 @@ class Answer:
     corrupt: dict[str, str]
     bad_input: tuple[str, str, str] | None = None
 
+    def pin_memory(self) -> Answer:
+        """The same in memory from which copying to a GPU waits for nothing."""
+        made = self.made.pin_memory() if isinstance(self.made, Started) else self.made
+        return replace(self, made=_pinned(made) if isinstance(made, Batch) else made)
+
 
 class Batches(Dataset[Answer]):
     """Makes whole batches on request, in this process or a worker."""
@@ -40,11 +42,12 @@ class Batches(Dataset[Answer]):
 
     def __getitem__(self, request: Request) -> Answer:
         try:
-            return self._answer(*request)
+            return self.answer(*request)
         except InputError as error:
             return Answer(None, {}, (error.given, error.expected, error.action))
 
-    def _answer(self, epoch: int, samples: NDArray[np.int64]) -> Answer:
+    def answer(self, epoch: int, samples: NDArray[np.int64]) -> Answer:
+        """A batch of those images that can be read, and what could not be."""
         reading = self.source.read_batch(samples[:, 0])
         corrupt = {image.where: image.reason for image in reading.corrupt}
         if not len(reading.positions):
@@ -86,9 +89,22 @@ class Tally:
 
 
 class Feed:
-    """Sends requests through a DataLoader, and opens the answers."""
+    """Sends requests through a DataLoader, and opens the answers.
 
-    def __init__(self, dataset: Batches, num_images: int, *, workers: int | None, max_corrupt_share: float) -> None:
+    Args:
+        device: where batches will be finished; ``None`` if they come finished from the workers.
+    """
+
+    def __init__(
+        self,
+        dataset: Batches,
+        num_images: int,
+        *,
+        workers: int | None,
+        max_corrupt_share: float,
+        device: torch.device | None = None,
+    ) -> None:
+        self._pin_memory = pins(device)
         self._tally = Tally(num_images, max_corrupt_share)
         self._requests: list[Request] = []
         self._dataset = dataset
@@ -102,9 +118,9 @@ class Feed:
         """Images that could not be read so far: path or row -> reason."""
         return self._tally.corrupt
 
-    def __call__(self, requests: Sequence[Request]) -> Iterator[Made | None]:
-        """Answer the requests in order; ``None`` where no image of a request could be read."""
-        self._requests[:] = requests
+    def __call__(self, requests: Sequence[Request], *, start: int = 0) -> Iterator[Made | None]:
+        """Answer the requests from ``start`` on, in order; ``None`` where no image of a request could be read."""
+        self._requests[:] = requests[start:]
         try:
             for answer in self._loader:
                 yield self._tally.open(answer)
@@ -112,6 +128,12 @@ class Feed:
             # Workers stop at once when their loader is dropped, but after seconds when a traceback still holds it.
             self._loader = self._new_loader()
             raise
+
+    def end_workers(self) -> None:
+        """Answer in this process from now on."""
+        if self._num_workers:
+            self._num_workers = 0
+            self._loader = self._new_loader()  # workers end with the loader that they were of
 
     def _new_loader(self) -> DataLoader[Any]:
         return DataLoader(
@@ -121,8 +143,26 @@ class Feed:
             num_workers=self._num_workers,
             collate_fn=as_it_is,
             persistent_workers=self._num_workers > 0,
+            pin_memory=self._pin_memory,
             generator=torch.Generator(),  # its draws must not move the generator that training uses
         )
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch in pinned memory; views that share a tensor go on sharing it."""
+    distinct = {id(images): images for images in batch.images.values()}
+    pinned = {key: images.pin_memory() for key, images in distinct.items()}
+    return replace(
+        batch,
+        images={view: pinned[id(images)] for view, images in batch.images.items()},
+        target=batch.target.pin_memory(),
+        sample_id=batch.sample_id.pin_memory(),
+    )
+
+
+def pins(device: torch.device | None) -> bool:
+    """Whether batches are pinned on their way: if they go to a GPU, or may go to one."""
+    return torch.cuda.is_available() and (device is None or device.type == "cuda")
 
 
 def as_it_is(answer: Any) -> Any:

@@ -52,7 +52,7 @@ class HeldSource:
         self.source, self.limit_bytes = source, limit_bytes
         self.name, self.class_names, self.targets = source.name, source.class_names, source.targets
         self.mirror_safe = source.mirror_safe
-        self._memory: _Memory | None = None
+        self._memory: Memory | None = None
 
     @property
     def num_channels(self) -> int | None:
@@ -67,9 +67,18 @@ class HeldSource:
     @cached_property
     def in_memory(self) -> bool:
         """Whether decoded images are kept."""
+        return self._num_bytes is not None and self._num_bytes <= self.limit_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """What all images take once they are decoded, where they are kept."""
+        return (self._num_bytes or 0) if self.in_memory else 0
+
+    @property
+    def _num_bytes(self) -> int | None:
         if self.num_channels is None or self.image_size is None:
-            return False
-        return len(self.targets) * self.num_channels * int(np.prod(self.image_size)) <= self.limit_bytes
+            return None
+        return len(self.targets) * self.num_channels * math.prod(self.image_size)
 
     def read(self, index: int) -> Tensor:
         """One image, uint8 ``(C, H, W)``."""
@@ -93,21 +102,30 @@ class HeldSource:
             ]
         )
 
+    def hold(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Decode these images where that was not done before; which of them are now kept ``(B,)``."""
+        return self._fill(ids).held[ids]
+
+    def kept(self) -> NDArray[np.uint8]:
+        """Room for all images ``(N, C, H, W)``, of which those count that are held; for sets held in memory only."""
+        self.share()
+        assert self._memory is not None  # share makes it, for such sets
+        return self._memory.pixels
+
     def share(self) -> None:
         """Make room for the images now, so that worker processes forked later decode each of them once together."""
         if self.in_memory and self._memory is None:
             assert self.image_size is not None  # in_memory says so
-            self._memory = _Memory.of((len(self.targets), self.num_channels or 0, *self.image_size))
+            self._memory = Memory.of((len(self.targets), self.num_channels or 0, *self.image_size))
 
-    def _fill(self, ids: NDArray[np.int64]) -> _Memory:
+    def _fill(self, ids: NDArray[np.int64]) -> Memory:
         self.share()
         memory = self._memory
         assert memory is not None
         missing = np.unique(ids[memory.state[ids] == _MISSING])
         for index, result in zip(missing, self._decode(missing), strict=True):
             if isinstance(result, Tensor) and result.shape == memory.pixels.shape[1:]:
-                memory.pixels[index] = result.numpy()
-                memory.state[index] = _HELD  # after the pixels, since another process may look at any moment
+                memory.keep(index, result.numpy())
             else:  # corrupt images and whole ones of another size than the probed ones are read each time
                 memory.state[index] = _EXCEPTION
         return memory
@@ -131,14 +149,25 @@ class HeldSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Memory:
+class Memory:
     """Room for decoded images that forked processes share: pixels ``(N, C, H, W)``, and what is known of each."""
 
     pixels: NDArray[np.uint8]
     state: NDArray[np.uint8]
 
+    @property
+    def held(self) -> NDArray[np.bool_]:
+        """Which images are here ``(N,)``."""
+        held: NDArray[np.bool_] = self.state == _HELD
+        return held
+
+    def keep(self, where: Any, pixels: NDArray[np.uint8]) -> None:
+        """Write images to these places."""
+        self.pixels[where] = pixels
+        self.state[where] = _HELD  # after the pixels, since another process may look at any moment
+
     @classmethod
-    def of(cls, shape: tuple[int, ...]) -> _Memory:
+    def of(cls, shape: tuple[int, ...]) -> Memory:
         """Empty room; the system gives it page by page as it is written."""
         size = math.prod(shape)
         room = np.frombuffer(mmap.mmap(-1, size + shape[0]), dtype=np.uint8)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from crossdistill.data.augmentation.transform import EvalTransform, TrainTransfo
 from crossdistill.data.feed import Batches, Feed
 from crossdistill.data.held import HeldSource
 from crossdistill.data.pixels import check_channels
+from crossdistill.data.prepared import PreparedBatches, PreparedViews
+from crossdistill.data.resident import Resident
 from crossdistill.data.sampler import Order, batches, check_sizes, class_balanced, num_steps, shuffled
 from crossdistill.data.source import Source
 from crossdistill.settings import AugmentSettings
@@ -35,7 +38,9 @@ class TrainLoader:
         balanced: show every class equally often (by its ``targets``), instead of every image once.
         augment_device: change pixels there, in this process, instead of in the loader's processes.
         workers: loader processes; default none for small sets, which are held in memory, and up to four for others.
+            None for small sets whose pixels are changed on a device, where they then live.
         max_corrupt_share: stop when more of the images than this cannot be read; until then they are left out.
+        cycle_epochs: epoch e is epoch e % this one again, in its order and its changes; a batch names the latter.
 
     Raises:
         InputError: sizes that do not divide, or images whose channels a model cannot take.
@@ -58,6 +63,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         max_corrupt_share: float = 0.01,
+        cycle_epochs: int | None = None,
     ) -> None:
         check_sizes(len(ids), batch_size, world_size, device_batch_size)
         held = _held(source, views)
@@ -65,6 +71,7 @@ class TrainLoader:
         self.batch_size, self.device_batch_size = batch_size, device_batch_size
         self.rank, self.world_size = rank, world_size
         self.targets, self.balanced, self.augment_device = targets, balanced, augment_device
+        self.cycle_epochs = cycle_epochs
         self._num_classes = len(source.class_names)
         transform = TrainTransform(dict(views), self.augment, seed)
         self._assembly = TrainAssembly(
@@ -74,8 +81,14 @@ class TrainLoader:
             on_device=augment_device is not None,
             whole=_travels_whole(held, views),
         )
-        dataset = Batches(held, self._assembly)
-        self._feed = Feed(dataset, -(-len(ids) // world_size), workers=workers, max_corrupt_share=max_corrupt_share)
+        own = -(-len(ids) // world_size)
+        self._feed: Feed | Resident
+        if augment_device is not None and self._assembly.whole and held.in_memory:
+            allowed: dict[str, Any] = {"num_images": own, "max_corrupt_share": max_corrupt_share}
+            self._feed = Resident(held, self._assembly, ids, augment_device, **allowed)
+        else:
+            options: dict[str, Any] = {"workers": workers, "max_corrupt_share": max_corrupt_share}
+            self._feed = Feed(Batches(held, self._assembly), own, device=augment_device, **options)
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
@@ -98,30 +111,46 @@ class TrainLoader:
 
         A micro-batch of which no image can be read is left out of its step's list.
         """
-        plan = self.plan(epoch)[start_step:]
-        answers = self._feed([(epoch, samples) for step in plan for samples in step])
-        for step in plan:
-            micro_batches = [self._assembly.complete(next(answers), self.augment_device) for _ in step]
+        plan = self.plan(epoch)
+        answers = self._answers(
+            [(epoch, samples) for step in plan for samples in step], sum(map(len, plan[:start_step]))
+        )
+        for step in plan[start_step:]:
+            micro_batches = [next(answers) for _ in step]
             yield [batch for batch in micro_batches if batch is not None]
 
-    def plan(self, epoch: int) -> list[list[Order]]:
-        """This process's micro-batches of each step: samples ``(B, 2)``, each an id and how often it came before."""
+    def plan(self, epoch: int, *, drop_last: bool = True) -> list[list[Order]]:
+        """This process's micro-batches of each step: samples ``(B, 2)``, each an id and how often it came before.
+
+        Args:
+            drop_last: leave out the images that fill no step; else they make one more, which :meth:`epoch` never takes.
+        """
         steps = batches(
-            self._order(epoch),
+            self._order(epoch_shown(epoch, self.cycle_epochs)),
             batch_size=self.batch_size,
             rank=self.rank,
             world_size=self.world_size,
             device_batch_size=self.device_batch_size,
+            drop_last=drop_last,
         )
         return [[self._samples(part) for part in step] for step in steps]
 
-    def batch(self, epoch: int, samples: Order) -> Batch | None:
-        """These samples alone; whole pairs of a :meth:`plan` (and the single one after them) are as in their epoch.
+    def answers(self, requests: Sequence[tuple[int, Order]]) -> Iterator[Batch | None]:
+        """A finished batch for each (epoch, samples ``(B, 2)``), in order, while the next ones are being made.
 
-        Not while an epoch is being read; ``None`` where no image can be read.
+        Whole pairs of a :meth:`plan` (and the single one after them) are as in their epoch. Not while an epoch is
+        being read; ``None`` where no image of a request can be read.
         """
-        (made,) = self._feed([(epoch, samples)])
-        return self._assembly.complete(made, self.augment_device)
+        return self._answers(requests, 0)
+
+    def batch(self, epoch: int, samples: Order) -> Batch | None:
+        """These samples alone, as :meth:`answers` makes them."""
+        (made,) = self.answers([(epoch, samples)])
+        return made
+
+    def _answers(self, requests: Sequence[tuple[int, Order]], start: int) -> Iterator[Batch | None]:
+        shown = [(epoch_shown(epoch, self.cycle_epochs), samples) for epoch, samples in requests]
+        return (self._assembly.complete(made, self.augment_device) for made in self._feed(shown, start=start))
 
     def _order(self, epoch: int) -> Order:
         if self.balanced:
@@ -132,8 +161,16 @@ class TrainLoader:
         return np.stack([self.ids[part[:, 0]], part[:, 1]], axis=1)
 
 
+def epoch_shown(epoch: int, cycle_epochs: int | None) -> int:
+    """Which epoch's order and changes this one has, where epochs come again."""
+    return epoch if cycle_epochs is None else epoch % cycle_epochs
+
+
 class EvalLoader:
     """Every image once, in canonical order, without random changes; several processes share them out.
+
+    What the networks are to see of an image is kept from the first pass on, as uint8, where that fits the limit of
+    what a source keeps (512 MiB); later passes only normalise it.
 
     Args:
         ids: images to take, by id; default all of the source.
@@ -155,7 +192,9 @@ class EvalLoader:
     ) -> None:
         everything = np.arange(len(source.targets), dtype=np.int64) if ids is None else np.sort(ids)
         self.ids, self.batch_size = np.array_split(everything, world_size)[rank], batch_size
-        dataset = Batches(_held(source, views), EvalAssembly(EvalTransform(dict(views), crop_pct), source.targets))
+        held, transform = _held(source, views), EvalTransform(dict(views), crop_pct)
+        self._prepared = PreparedViews.fitting(held, transform, self.ids)
+        dataset = PreparedBatches(held, EvalAssembly(transform, source.targets), self._prepared)
         self._feed = Feed(dataset, max(1, len(self.ids)), workers=workers, max_corrupt_share=max_corrupt_share)
 
     @property
@@ -167,6 +206,8 @@ class EvalLoader:
         return -(-len(self.ids) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._prepared is not None and self._prepared.complete:
+            self._feed.end_workers()  # what is left to do costs less than sending it from one process to another
         starts = range(0, len(self.ids), self.batch_size)
         samples = np.stack([self.ids, np.zeros_like(self.ids)], axis=1)
         answers = self._feed([(0, samples[start : start + self.batch_size]) for start in starts])

@@ -67,16 +67,27 @@ def random_words(
     The counter is (sample, low and high word; epoch; purpose, view and block of four draws), the key is the seed.
     A view is a number below 65,536, for all samples or for each ``(B,)``; a sample has up to 1,024 draws.
     """
+    words = _words(seed, epoch, sample_id, view, np.arange((num_draws + 3) // 4, dtype=np.int64), purpose)
+    return words.reshape(len(words), words.shape[1] * 4)[:, :num_draws]
+
+
+def _words(
+    seed: int,
+    epoch: int,
+    sample_id: NDArray[np.int64],
+    view: int | NDArray[np.int64],
+    blocks: NDArray[np.int64],
+    purpose: Purpose,
+) -> NDArray[np.uint32]:
+    """The four words ``(B, len(blocks), 4)`` of some blocks of draws."""
     assert np.max(view, initial=0) < NUM_VIEWS  # a larger one would run into the purpose
-    blocks = np.arange((num_draws + 3) // 4, dtype=np.int64)
     sample = np.asarray(sample_id, dtype=np.int64)[:, None]
     counter = np.empty((len(sample), len(blocks), 4), dtype=np.uint32)
     counter[..., 0] = sample & 0xFFFFFFFF
     counter[..., 1] = sample >> 32
     counter[..., 2] = epoch & 0xFFFFFFFF
     counter[..., 3] = purpose << 24 | np.atleast_1d(view)[:, None] << 8 | blocks
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
-    return words.reshape(len(sample), 4 * len(blocks))[:, :num_draws]
+    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
 
 
 def uniform(
@@ -90,6 +101,23 @@ def uniform(
 ) -> NDArray[np.float64]:
     """Uniform draws ``(B, num_draws)`` from [0, 1) in steps of 2^-32, for samples ``(B,)``."""
     return random_words(seed, epoch, sample_id, view, num_draws, purpose=purpose) * np.float64(2.0**-32)
+
+
+def uniform_where(
+    seed: int,
+    epoch: int,
+    sample_id: NDArray[np.int64],
+    view: int | NDArray[np.int64],
+    wanted: NDArray[np.bool_],
+    *,
+    purpose: Purpose = Purpose.AUGMENT,
+) -> NDArray[np.float64]:
+    """As :func:`uniform`, ``(B, len(wanted))``, where only some draws are wanted; the others may be NaN."""
+    blocks = np.unique(np.flatnonzero(wanted) // 4)
+    words = _words(seed, epoch, sample_id, view, blocks, purpose)
+    draws = np.full((len(sample_id), -(-len(wanted) // 4), 4), np.nan)
+    draws[:, blocks] = words * np.float64(2.0**-32)
+    return draws.reshape(len(sample_id), draws.shape[1] * 4)[:, : len(wanted)]
 
 
 def random_order(num_samples: int, *, seed: int, epoch: int = 0, purpose: Purpose) -> NDArray[np.int64]:

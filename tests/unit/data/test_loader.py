@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from crossdistill.data import EvalLoader, TrainLoader, open_source
+from crossdistill.data.feed import Answer, pins
 from crossdistill.data.pixels import centre_view, normalise
 from crossdistill.errors import InputError
 from crossdistill.settings import AugmentSettings, DataSettings
@@ -269,3 +270,76 @@ def test_the_limit_of_corrupt_images_is_that_of_one_process_whatever_their_numbe
     assert flat(allowed.epoch(0))
     with pytest.raises(InputError, match="cannot be read"):
         list(refused.epoch(0))
+
+
+def test_the_images_that_fill_no_step_can_be_had_as_one_more(photos, spec):
+    loader = train_loader(photos, {"student": spec(8)}, ids=np.arange(21), workers=0)
+    plan, whole = loader.plan(1), loader.plan(1, drop_last=False)
+    assert [[len(part) for part in step] for step in whole] == [[8], [8], [5]]
+    assert all(np.array_equal(one[0], other[0]) for one, other in zip(plan, whole, strict=False))
+    assert sorted(np.concatenate([part for step in whole for part in step])[:, 0].tolist()) == list(range(21))
+    ranks = [
+        train_loader(photos, {"student": spec(8)}, ids=np.arange(21), rank=rank, world_size=2).plan(1, drop_last=False)
+        for rank in (0, 1)
+    ]
+    for step, shares in zip(whole, zip(*ranks, strict=True), strict=True):
+        parts = [part for share in shares for part in share]
+        assert np.array_equal(np.concatenate(parts), np.concatenate(step))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_any_epochs_come_in_the_order_they_are_asked_for(photos, spec, workers):
+    loader = train_loader(photos, {"student": spec(8)}, workers=workers)
+    steps = {epoch: flat(loader.epoch(epoch)) for epoch in (0, 3)}
+    requests = [(epoch, step[0]) for epoch in (3, 0) for step in loader.plan(epoch)]
+    assert_same(list(loader.answers(requests)), steps[3] + steps[0])
+    assert list(loader.answers([])) == []
+
+
+def test_what_cannot_be_read_is_left_out_of_answers(tmp_path, photos, spec):
+    for index in range(2):
+        (tmp_path / "train" / "a" / f"{index:03d}.png").write_bytes(b"")
+    loader = train_loader(photos, {"student": spec(8)}, workers=0, max_corrupt_share=1.0)
+    samples = np.array([[0, 0], [1, 0], [2, 0], [3, 0]])
+    nothing, batch = loader.answers([(0, samples[:2]), (0, samples[1:])])
+    assert nothing is None
+    assert batch.sample_id.tolist() == [2, 3]
+
+
+def test_epochs_come_again(photos, spec):
+    augment = AugmentSettings(crop="resized", mixup=0.8)
+    plain, cyclic = (
+        train_loader(photos, {"student": spec(8)}, augment=augment, workers=0, cycle_epochs=cycle)
+        for cycle in (None, 2)
+    )
+    for epoch in range(5):
+        batches = flat(cyclic.epoch(epoch))
+        assert_same(batches, flat(plain.epoch(epoch % 2)))
+        assert {batch.epoch for batch in batches} == {epoch % 2}
+        assert np.array_equal(cyclic.plan(epoch), plain.plan(epoch % 2))
+        assert_same([cyclic.batch(epoch, cyclic.plan(epoch)[0][0])], batches[:1])
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_batches_are_pinned_whole(photos, spec, on_device, monkeypatch):
+    """There is no GPU to pin memory for here, so what would be pinned is noted."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    views = {"student": spec(8), "teacher0": spec(8), "teacher1": spec(6)}
+    loader = train_loader(photos, views, augment_device=torch.device("cpu") if on_device else None, workers=0)
+    samples = loader.plan(0)[0][0]
+    answer = loader._feed._dataset[(0, samples)]
+    made = answer.pin_memory().made
+    batch = loader._assembly.complete(made, None)
+    assert_same([batch], [loader.batch(0, samples)])
+    assert batch.images["student"] is batch.images["teacher0"]
+    assert len(pinned) == (2 if on_device else 4)
+    assert Answer(None, {"here": "broken"}).pin_memory().corrupt == {"here": "broken"}
+
+
+def test_memory_is_pinned_where_batches_may_go_to_a_gpu(monkeypatch):
+    assert not pins(None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pins(None)
+    assert pins(torch.device("cuda"))
+    assert not pins(torch.device("cpu"))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossdistill.data.philox import Purpose, philox4x32, random_order, random_words, uniform
+from crossdistill.data.philox import Purpose, philox4x32, random_order, random_words, uniform, uniform_where
 from oracles.philox import philox4x32 as oracle
 
 WORDS = st.integers(0, 2**32 - 1)
@@ -70,3 +70,14 @@ def test_random_order_is_a_permutation_that_depends_on_seed_and_epoch():
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(500))
     assert len({tuple(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize("wanted", [[0], [5, 6], [2, 3, 4, 90], [], list(range(91))])
+def test_draws_that_are_wanted_alone_are_those_of_all(wanted):
+    mask = np.zeros(91, dtype=bool)
+    mask[wanted] = True
+    ids, view = np.array([3, 2**40, 0]), np.array([0, 7, 1])
+    some, every = uniform_where(5, 2, ids, view, mask), uniform(5, 2, ids, view, 91)
+    assert some.shape == every.shape
+    np.testing.assert_array_equal(some[:, mask], every[:, mask])
+    assert np.isnan(some).any() == (len(wanted) < 88)

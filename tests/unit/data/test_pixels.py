@@ -135,3 +135,11 @@ def test_colour_is_refused_by_models_of_one_channel(spec, images):
 def test_other_channel_counts_are_refused(spec):
     with pytest.raises(InputError, match="built for 4"):
         pixels.check_channels(1, spec(num_channels=4), "x.png")
+
+
+@pytest.mark.parametrize("size", [(7, 9), (3, 4), (12, 20)])
+def test_boxes_of_one_extent_are_cut_on_an_accelerator_as_one_by_one(size):
+    images = noise(30, 3, 7, 9)
+    corners = np.random.default_rng(0).integers(-15, 15, (30, 2))
+    boxes = np.concatenate([corners, np.tile(size, (30, 1))], axis=1)
+    assert torch.equal(pixels._cut_together(images, boxes), pixels._cut_in_turn(images, boxes))

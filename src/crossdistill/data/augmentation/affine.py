@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from crossdistill.data.placing import constant, placed
+
 _ROUNDING = 1e-3
 
 Matrices = NDArray[np.float64]
@@ -47,7 +49,7 @@ def warp(images: Tensor, matrices: Matrices, *, bicubic: bool, fill: Sequence[fl
     grid = torch.stack([x, y], dim=-1)
     values = F.grid_sample(images.float(), grid, mode=mode, padding_mode="border", align_corners=False)
     inside = (torch.maximum(x.abs_(), y.abs_()) < 1)[:, None]
-    outside = torch.tensor(fill, device=images.device)[:, None, None]
+    outside = constant(tuple(fill), images.device)[:, None, None]
     # Fractions are cut off, as Pillow does, but whole values that float32 just misses are kept.
     return values.sub_(outside).mul_(inside).add_(outside + _ROUNDING).clamp_(0, 255).byte()
 
@@ -55,12 +57,12 @@ def warp(images: Tensor, matrices: Matrices, *, bicubic: bool, fill: Sequence[fl
 def _places(matrices: Matrices, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Where each output pixel is read, x and y ``(B, H, W)``, in units in which the image runs from -1 to 1."""
     height, width = size
-    of_x, of_y, constant = (torch.from_numpy(part).to(device, torch.float32) for part in np.moveaxis(matrices, 2, 0))
+    of_x, of_y, shift = placed(matrices, device).to(torch.float32).unbind(-1)
     columns = torch.arange(width, device=device) + 0.5
     rows = torch.arange(height, device=device) + 0.5
 
     def place(axis: int, extent: int) -> Tensor:
-        along = of_x[:, axis, None] * columns + constant[:, axis, None]
+        along = of_x[:, axis, None] * columns + shift[:, axis, None]
         down = of_y[:, axis, None] * rows
         return (along * (2 / extent) - 1)[:, None] + (down * (2 / extent))[:, :, None]
 

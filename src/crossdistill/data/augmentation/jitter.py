@@ -5,14 +5,15 @@ Source: the factors and orders of torchvision's ``ColorJitter``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import permutations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from crossdistill.data.augmentation import colour
+from crossdistill.data.placing import placed
 
 NUM_JITTER_DRAWS = 4
 
@@ -32,14 +33,19 @@ def draw_jitter(largest: float, draws: NDArray[np.float64]) -> tuple[NDArray[np.
 
 
 def jitter(images: Tensor, factors: NDArray[np.float64], orders: NDArray[np.int64]) -> Tensor:
-    """Change uint8 images ``(B, C, H, W)`` in place; those of one order together, but one by one on the CPU."""
-    codes = orders @ np.array([9, 3, 1])
-    groups = [np.array([index]) for index in range(len(images))]
-    if images.device.type != "cpu":
-        groups = [np.flatnonzero(codes == code) for code in np.unique(codes)]
-    for group in groups:
-        index = torch.from_numpy(group).to(images.device)
-        for change in orders[group[0]]:
-            amount = torch.from_numpy(factors[group, change]).to(images.device)
-            images[index] = _CHANGES[change](images[index], amount)
+    """Change uint8 images ``(B, C, H, W)`` in place: on the CPU one by one, else all whose turn it is for a change."""
+    for group, changes in _groups(orders, one_by_one=images.device.type == "cpu"):
+        index = placed(group, images.device)
+        for change in changes:
+            images[index] = _CHANGES[change](images[index], placed(factors[group, change], images.device))
     return images
+
+
+def _groups(orders: NDArray[np.int64], *, one_by_one: bool) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Places of images, and which changes are made of them one after the other."""
+    if one_by_one:
+        yield from ((np.array([index]), order) for index, order in enumerate(orders))
+        return
+    for turn in orders.T:
+        for change in range(len(_CHANGES)):
+            yield np.flatnonzero(turn == change), np.array([change])

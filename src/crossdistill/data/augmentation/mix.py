@@ -6,7 +6,7 @@ arXiv:1905.04899. Each pair has a mode and a mixing share of its own, as in timm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
-from torch.nn import functional as F
 
 from crossdistill.contracts import UNLABELLED
 from crossdistill.data.augmentation.boxes import Boxes
 from crossdistill.data.philox import Purpose, uniform
+from crossdistill.data.placing import placed
 from crossdistill.settings import AugmentSettings
 
 Ids = NDArray[np.int64]
@@ -54,17 +54,22 @@ class Mixing:
         return Mixing(self.places[kept], self.cut[kept], self.share[kept], self.centre[kept])
 
 
-def draw_mixing(settings: AugmentSettings, seed: int, epoch: int, samples: Ids, present: Ids) -> Mixing:
+def draw_mixing(
+    settings: AugmentSettings, seed: int, epoch: int, samples: Ids, present: Ids, sizes: Sequence[int] | None = None
+) -> Mixing:
     """How the pairs of a micro-batch are mixed: a pure function of (seed, epoch, the pair's first sample).
 
     Args:
         samples: id and occurrence of what was asked for ``(B, 2)``; neighbours are pairs, a single last one stays as
             it is.
         present: positions of those that could be read; an image whose partner could not be stays as it is.
+        sizes: of several micro-batches, whose samples follow each other; default one of all samples.
     """
     place = np.full(len(samples), -1, dtype=np.int64)
     place[present] = np.arange(len(present))
-    firsts = np.arange(0, len(samples) - 1, 2)
+    sizes = [len(samples)] if sizes is None else sizes
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    firsts = np.concatenate([np.arange(start, start + size - 1, 2) for start, size in zip(starts, sizes, strict=True)])
     ids, occurrence = samples[firsts].T
     draws = uniform(seed, epoch, ids, occurrence, _NUM_DRAWS, purpose=Purpose.MIX)
     whole = (place[firsts] >= 0) & (place[firsts + 1] >= 0) & (draws[:, 0] < settings.mix_probability)
@@ -94,6 +99,10 @@ def kept_shares(mixing: Mixing, size: tuple[int, int]) -> NDArray[np.float64]:
 def mix_images(images: Tensor, mixing: Mixing) -> Tensor:
     """Mix the pairs of float images ``(B, C, H, W)``, in place."""
     boxes = cut_boxes(mixing, (images.shape[-2], images.shape[-1]))
+    return (_mix_in_turn if images.device.type == "cpu" else _mix_together)(images, mixing, boxes)
+
+
+def _mix_in_turn(images: Tensor, mixing: Mixing, boxes: Boxes) -> Tensor:
     for (first, second), cut, share, box in zip(
         mixing.places.tolist(), mixing.cut, mixing.share.tolist(), boxes.tolist(), strict=True
     ):
@@ -111,6 +120,32 @@ def mix_images(images: Tensor, mixing: Mixing) -> Tensor:
     return images
 
 
+def _mix_together(images: Tensor, mixing: Mixing, boxes: Boxes) -> Tensor:
+    """The same without a step for each pair."""
+    device = images.device
+    for where, cut in ((np.flatnonzero(mixing.cut), True), (np.flatnonzero(~mixing.cut), False)):
+        if not len(where):
+            continue
+        first, second = placed(mixing.places[where], device).unbind(1)
+        one, other = images[first], images[second]
+        if cut:
+            inside = _inside(placed(boxes[where], device), (images.shape[-2], images.shape[-1]))[:, None]
+            images[first], images[second] = torch.where(inside, other, one), torch.where(inside, one, other)
+        else:
+            shares = placed(np.stack([mixing.share[where], 1 - mixing.share[where]]), device).to(images.dtype)
+            share, rest = shares[:, :, None, None, None]
+            images[first], images[second] = torch.lerp(other, one, share), torch.lerp(other, one, rest)
+    return images
+
+
+def _inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which pixels of an image of this (height, width) lie in each box: ``(P, H, W)``."""
+    top, left, height, width = boxes[:, :, None].unbind(1)
+    rows, columns = (torch.arange(side, device=boxes.device) for side in size)
+    within = (rows >= top) & (rows < top + height)
+    return within[:, :, None] & ((columns >= left) & (columns < left + width))[:, None]
+
+
 def mix_views(views: Mapping[str, Tensor], mixing: Mixing) -> None:
     """Mix all views of a batch, in place; views that share a tensor are mixed once."""
     for images in {id(view): view for view in views.values()}.values():
@@ -124,11 +159,12 @@ def mix_targets(target: Tensor, mixing: Mixing, size: tuple[int, int], num_class
         target: classes ``(B,)``, -1 for unlabelled.
         size: (height, width) of the view whose box counts.
     """
-    labelled = target != UNLABELLED
-    plain = F.one_hot(target.clamp(min=0), num_classes).float() * labelled[:, None]
+    labelled = (target != UNLABELLED)[:, None].float()
+    plain = torch.zeros(len(target), num_classes, device=target.device)
+    plain.scatter_(1, target.clamp(min=0)[:, None], labelled)
     mixed = plain.clone()
-    first, second = torch.from_numpy(mixing.places).T
-    share = torch.from_numpy(kept_shares(mixing, size)).float()[:, None]
+    first, second = placed(mixing.places, target.device).T
+    share = placed(kept_shares(mixing, size), target.device).float()[:, None]
     mixed[first] = share * plain[first] + (1 - share) * plain[second]
     mixed[second] = share * plain[second] + (1 - share) * plain[first]
     return mixed

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
@@ -20,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from crossdistill.data.augmentation import colour
 from crossdistill.data.augmentation.affine import Matrices, rotation, shear, translation, warp
+from crossdistill.data.placing import placed
 from crossdistill.errors import InputError
 
 Draws = NDArray[np.float64]
@@ -55,6 +55,9 @@ class Op(IntEnum):
 
 _NOTHING = -1
 
+_SMALL = 3 * 64 * 64
+"""Values of an image; up to this the CPU, too, spends more on calls than on pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -84,6 +87,10 @@ class Layer:
     op: NDArray[np.int64]
     amount: Amounts
     bicubic: NDArray[np.bool_]
+
+    def only(self, where: NDArray[np.int64]) -> Layer:
+        """What is done to these images."""
+        return Layer(self.op[where], self.amount[where], self.bicubic[where])
 
 
 _FIELDS: dict[str, tuple[str, Callable[[str], float]]] = {
@@ -166,25 +173,24 @@ def _amounts(level: Amounts, sign: Amounts, *, increasing: bool) -> dict[Op, Amo
 def apply_layers(images: Tensor, layers: Sequence[Layer], fill: Sequence[float]) -> Tensor:
     """Change uint8 images ``(B, C, H, W)`` in place, layer after layer; ``fill`` (C values) lies outside warped images.
 
-    Images of one operation are changed together on an accelerator, and one by one on the CPU, which stays in its cache.
+    Images of one operation are changed together, but large ones on the CPU one by one, which stays in its cache.
     """
+    one_by_one = images.device.type == "cpu" and images[:1].numel() > _SMALL
     for layer in layers:
-        for op, bicubic, where in _groups(layer, one_by_one=images.device.type == "cpu"):
-            images[where] = _change(images[where], op, layer.amount[where], bicubic, fill)
+        for where in _groups(layer, one_by_one=one_by_one):
+            index = slice(where[0], where[0] + 1) if one_by_one else placed(where, images.device)
+            images[index] = _change(images[index], layer.only(where), fill)
     return images
 
 
-def _groups(layer: Layer, *, one_by_one: bool) -> Iterator[tuple[Op, bool, slice | NDArray[np.int64]]]:
-    """Operation, interpolation and places of images that are changed together."""
+def _groups(layer: Layer, *, one_by_one: bool) -> Iterator[NDArray[np.int64]]:
+    """Places of images that are changed together: by one operation, or all by warps of one interpolation."""
+    kinds = np.where(np.isin(layer.op, list(_WARPS)), len(Op) + layer.bicubic, layer.op)
     if one_by_one:
-        for index in np.flatnonzero(layer.op != _NOTHING):
-            yield Op(layer.op[index]), bool(layer.bicubic[index]), slice(index, index + 1)
+        yield from np.flatnonzero(kinds != _NOTHING)[:, None]
         return
-    for op in Op:
-        for bicubic in (False, True):
-            where = np.flatnonzero((layer.op == op) & (layer.bicubic == bicubic))
-            if len(where):
-                yield op, bicubic, where
+    for kind in np.unique(kinds[kinds != _NOTHING]):
+        yield np.flatnonzero(kinds == kind)
 
 
 _WITHOUT_AMOUNT: dict[Op, Callable[[Tensor], Tensor]] = {
@@ -203,22 +209,24 @@ _COLOURS: dict[Op, Callable[[Tensor, Tensor], Tensor]] = {
     Op.SHARPNESS: colour.sharpness,
 }
 
+_WARPS: dict[Op, Callable[[Amounts, tuple[int, int]], Matrices]] = {
+    Op.ROTATE: rotation,
+    Op.SHEAR_X: lambda amount, _: shear(amount, np.zeros_like(amount)),
+    Op.SHEAR_Y: lambda amount, _: shear(np.zeros_like(amount), amount),
+    Op.TRANSLATE_X: lambda amount, size: translation(amount * size[1], np.zeros_like(amount)),
+    Op.TRANSLATE_Y: lambda amount, size: translation(np.zeros_like(amount), amount * size[0]),
+}
 
-def _change(images: Tensor, op: Op, amount: Amounts, bicubic: bool, fill: Sequence[float]) -> Tensor:
+
+def _change(images: Tensor, layer: Layer, fill: Sequence[float]) -> Tensor:
+    """Images of one of the groups, of which ``layer`` tells alone."""
+    op = Op(layer.op[0])
     if op in _WITHOUT_AMOUNT:
         return _WITHOUT_AMOUNT[op](images)
     if op in _COLOURS:
-        return _COLOURS[op](images, torch.from_numpy(amount).to(images.device))
-    matrices = _matrices(op, amount, (images.shape[-2], images.shape[-1]))
-    return warp(images, matrices, bicubic=bicubic, fill=fill)
-
-
-def _matrices(op: Op, amount: Amounts, size: tuple[int, int]) -> Matrices:
-    none = np.zeros_like(amount)
-    if op is Op.ROTATE:
-        return rotation(amount, size)
-    if op is Op.SHEAR_X:
-        return shear(amount, none)
-    if op is Op.SHEAR_Y:
-        return shear(none, amount)
-    return translation(amount * size[1], none) if op is Op.TRANSLATE_X else translation(none, amount * size[0])
+        return _COLOURS[op](images, placed(layer.amount, images.device))
+    matrices = np.empty((len(images), 2, 3))
+    for warped in np.unique(layer.op):
+        own = layer.op == warped
+        matrices[own] = _WARPS[Op(warped)](layer.amount[own], (images.shape[-2], images.shape[-1]))
+    return warp(images, matrices, bicubic=bool(layer.bicubic[0]), fill=fill)

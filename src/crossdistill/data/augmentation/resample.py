@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crossdistill.data.augmentation.boxes import Boxes
+from crossdistill.data.placing import placed
 
 
 def resized_boxes(images: Tensor, boxes: Boxes, size: tuple[int, int], *, bicubic: Tensor) -> Tensor:
@@ -17,20 +18,25 @@ def resized_boxes(images: Tensor, boxes: Boxes, size: tuple[int, int], *, bicubi
     Args:
         bicubic: mask ``(B,)``, on the images' device; bilinear for the others.
     """
-    placed = torch.from_numpy(boxes).to(images.device)
-    rows = _weights(placed[:, 0], placed[:, 2], images.shape[-2], size[0], bicubic)
-    columns = _weights(placed[:, 1], placed[:, 3], images.shape[-1], size[1], bicubic)
+    lines, outside = placed(boxes, images.device), [_outside(boxes, axis, images.shape[axis - 2]) for axis in (0, 1)]
+    rows = _weights(lines[:, 0], lines[:, 2], images.shape[-2], size[0], bicubic, outside[0])
+    columns = _weights(lines[:, 1], lines[:, 3], images.shape[-1], size[1], bicubic, outside[1])
     # Along rows, then along columns, and whole values in between: the kernels for uint8 images do so, too.
     wide = (images.float() @ columns[:, None].transpose(-1, -2)).round_().clamp_(0, 255)
     return (rows[:, None] @ wide).round_().clamp_(0, 255).byte()
 
 
-def _weights(start: Tensor, extent: Tensor, num_pixels: int, num_outputs: int, bicubic: Tensor) -> Tensor:
+def _outside(boxes: Boxes, axis: int, num_pixels: int) -> int:
+    """How far the boxes reach over the ends of lines of so many pixels; reckoned on the host, which need not wait."""
+    start, extent = boxes[:, axis], boxes[:, 2 + axis]
+    return max(0, int(-start.min()), int((start + extent).max()) - num_pixels)
+
+
+def _weights(start: Tensor, extent: Tensor, num_pixels: int, num_outputs: int, bicubic: Tensor, outside: int) -> Tensor:
     """What each pixel of a line gives to each output ``(B, num_outputs, num_pixels)``.
 
-    Weights of one output add up to one over the box, also where part of the box lies outside the line.
+    Weights of one output add up to one over the box, also where part of the box lies up to ``outside`` pixels outside.
     """
-    outside = int(torch.stack([-start.min(), (start + extent).max() - num_pixels]).clamp(min=0).max())
     pixels = torch.arange(-outside, num_pixels + outside, device=start.device)
     scale = (extent / num_outputs)[:, None, None]
     centres = start[:, None, None] + (torch.arange(num_outputs, device=start.device)[:, None] + 0.5) * scale

@@ -28,7 +28,7 @@ from crossdistill.data.augmentation.rand_augment import (
     parse_policy,
 )
 from crossdistill.data.held import Images
-from crossdistill.data.philox import uniform
+from crossdistill.data.philox import uniform_where
 from crossdistill.data.pixels import centre_views, cut, mirror, normalise
 from crossdistill.data.source import TINY_SIDE, Source
 from crossdistill.settings import AugmentSettings
@@ -93,12 +93,25 @@ class TrainTransform:
 
     def draw(self, sample_id: Ids, epoch: int, occurrence: Ids | None = None) -> Draws:
         """The uniform draws that decide everything about these samples ``(B, D)``."""
-        num_draws = _ERASE.stop + (self.policy.num_draws if self.policy else 0)
-        return uniform(self.seed, epoch, sample_id, 0 if occurrence is None else occurrence, num_draws)
+        return uniform_where(self.seed, epoch, sample_id, 0 if occurrence is None else occurrence, self._wanted)
+
+    @cached_property
+    def _wanted(self) -> NDArray[np.bool_]:
+        """Which draws decide anything with these settings ``(D,)``; making those alone takes a fraction of the time."""
+        settings = self.settings
+        wanted = np.zeros(_ERASE.stop + (self.policy.num_draws if self.policy else 0), dtype=np.bool_)
+        wanted[_FLIP] = bool(settings.flip)
+        wanted[_SHIFT] = settings.crop == "pad"
+        wanted[_RESIZED] = settings.crop == "resized"
+        wanted[_INTERPOLATION] = settings.interpolation == "random"
+        wanted[_JITTER] = settings.color_jitter > 0
+        wanted[_ERASE] = settings.erase > 0
+        wanted[_LAYERS.start :] = True
+        return wanted
 
     def cut(self, images: Images, draws: Draws) -> Cuts:
         """The part of each image that its draws choose, in the size of each view."""
-        sizes = np.array([image.shape[-2:] for image in images], dtype=np.int64)
+        sizes = sizes_of(images)
 
         def one(shape: Shape) -> Tensor:
             size, interpolation = shape
@@ -154,11 +167,32 @@ class EvalTransform:
 
     def __call__(self, images: Images, sample_id: Ids, epoch: int) -> dict[str, Tensor]:
         """Views ``(B, C, H, W)``; they depend on the images only."""
-        return _render(
-            self.views,
-            lambda spec: centre_views(images, spec, self.crop_pct),
-            lambda spec: replace(spec, mean=(), std=(), num_channels=0),
-        )
+        return self.normalise(self.prepare(images))
+
+    @property
+    def kinds(self) -> tuple[InputSpec, ...]:
+        """How the views show an image; several may differ in normalisation only."""
+        return tuple(dict.fromkeys(map(_kind, self.views.values())))
+
+    def prepare(self, images: Images) -> dict[InputSpec, Tensor]:
+        """uint8 ``(B, C, H, W)`` of each kind of view."""
+        return {kind: centre_views(images, kind, self.crop_pct) for kind in self.kinds}
+
+    def normalise(self, prepared: Mapping[InputSpec, Tensor]) -> dict[str, Tensor]:
+        """Views of what :meth:`prepare` gave."""
+        return _render(self.views, lambda spec: prepared[_kind(spec)], _kind)
+
+
+def sizes_of(images: Images) -> Sizes:
+    """Height and width of each image ``(B, 2)``."""
+    if isinstance(images, Tensor):
+        return np.tile(np.array(images.shape[-2:], dtype=np.int64), (len(images), 1))
+    return np.array([image.shape[-2:] for image in images], dtype=np.int64)
+
+
+def _kind(spec: InputSpec) -> InputSpec:
+    """The spec but for its normalisation."""
+    return replace(spec, mean=(), std=(), num_channels=0)
 
 
 def shape_of_view(spec: InputSpec) -> Shape:

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from crossdistill.contracts import Batch, InputSpec
 from crossdistill.data.assemble import EvalAssembly, TrainAssembly
 from crossdistill.data.augmentation.transform import EvalTransform, TrainTransform, resolve_augment
-from crossdistill.data.feed import Answer, Tally, as_it_is
+from crossdistill.data.feed import Answer, Tally, as_it_is, pins
 from crossdistill.data.held import Reading, num_cores
-from crossdistill.data.loader import EvalLoader
+from crossdistill.data.loader import EvalLoader, epoch_shown
 from crossdistill.data.sampler import batches, num_steps
 from crossdistill.data.shards.fetch import RemoteSample, fetch
 from crossdistill.data.shards.labels import ShardClasses
@@ -50,8 +50,8 @@ class StreamLoader:
     buffer are left out, at most :data:`~crossdistill.data.shards.lanes.BUFFER_SIZE` a worker.
 
     Args:
-        views, augment, seed, batch_size, device_batch_size, augment_device, workers, rank, world_size: as for
-            :class:`~crossdistill.data.loader.TrainLoader`.
+        views, augment, seed, batch_size, device_batch_size, augment_device, workers, rank, world_size, cycle_epochs:
+            as for :class:`~crossdistill.data.loader.TrainLoader`.
         max_corrupt_share: share of this process's samples that may be unreadable; such samples are left out.
 
     Raises:
@@ -72,10 +72,11 @@ class StreamLoader:
         rank: int = 0,
         world_size: int = 1,
         max_corrupt_share: float = 0.01,
+        cycle_epochs: int | None = None,
     ) -> None:
         self.ids = np.arange(stream.num_train or 0, dtype=np.int64)
         self.stream, self.augment, self.seed = stream, resolve_augment(augment, stream), seed
-        self.batch_size, self.augment_device = batch_size, augment_device
+        self.batch_size, self.augment_device, self.cycle_epochs = batch_size, augment_device, cycle_epochs
         self.rank, self.world_size = rank, world_size
         _check_shards(stream, world_size)
         one_step = np.zeros((min(batch_size, len(self.ids)), 2), dtype=np.int64)
@@ -85,6 +86,7 @@ class StreamLoader:
         self._sizes = [len(part) for part in parts]
         transform = TrainTransform(dict(views), self.augment, seed)
         on_device = augment_device is not None
+        self._pin_memory = pins(augment_device)
         self._assembly = TrainAssembly(transform, _UNKNOWN, len(stream.class_names), on_device=on_device)
         self._num_workers = _num_workers(workers, stream, rank, world_size)
         self._tally = Tally(-(-len(self.ids) // world_size), max_corrupt_share)  # a process meets its own only
@@ -101,7 +103,7 @@ class StreamLoader:
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[list[Batch]]:
         """This process's micro-batches of each step; from a later step on, those of the shards that are left."""
-        steps = range(start_step, self.steps_per_epoch)
+        steps, epoch = range(start_step, self.steps_per_epoch), epoch_shown(epoch, self.cycle_epochs)
         lanes = _TrainLanes(
             self.stream,
             self._assembly,
@@ -111,7 +113,7 @@ class StreamLoader:
             num_read=start_step * sum(self._sizes),
             rank=self.rank,
         )
-        answers = iter(_loader(lanes, self._num_workers))
+        answers = iter(_loader(lanes, self._num_workers, self._pin_memory))
         try:
             for _ in steps:
                 opened = (self._tally.open(next(answers)) for _ in self._sizes)
@@ -144,7 +146,7 @@ class StreamEvalLoader:
         assembly = EvalAssembly(EvalTransform(dict(views), crop_pct), _UNKNOWN)
         self._lanes = _EvalLanes(stream, assembly, own, batch_size=batch_size)
         self._num_workers = _num_workers(workers, stream, rank, world_size)
-        self._tally = Tally(None, max_corrupt_share)
+        self._tally, self._pin_memory = Tally(None, max_corrupt_share), pins(None)
 
     @property
     def corrupt(self) -> dict[str, str]:
@@ -153,7 +155,7 @@ class StreamEvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         num_read = 0
-        for answer in _loader(self._lanes, self._num_workers):
+        for answer in _loader(self._lanes, self._num_workers, self._pin_memory):
             made = self._tally.open(answer)
             if isinstance(made, Batch):
                 num_read += len(made)
@@ -263,12 +265,13 @@ def _decoded(sample: RemoteSample, classes: ShardClasses) -> tuple[Tensor, int] 
         return corrupt
 
 
-def _loader(lanes: _Lanes, num_workers: int) -> DataLoader[Any]:
+def _loader(lanes: _Lanes, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
     return DataLoader(
         lanes,
         batch_size=None,
         num_workers=num_workers,
         collate_fn=as_it_is,
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # its draws must not move the generator that training uses
     )
 

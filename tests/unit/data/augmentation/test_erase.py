@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from timm.data.random_erasing import RandomErasing
 
+from crossdistill.data.augmentation import erase as erasing
 from crossdistill.data.augmentation.erase import NUM_ERASE_DRAWS, draw_erasures, erase
 from crossdistill.data.philox import uniform
 from oracles.augment import erased_box
@@ -72,3 +73,15 @@ def test_noise_is_a_function_of_the_seed_and_of_where_it_starts():
 def test_never_and_always(probability):
     boxes, _ = draw_erasures(probability, (64, 64), draws(200))
     assert (boxes[:, 2] > 0).mean() == probability
+
+
+@pytest.mark.parametrize("size", [(40, 40), (9, 30)])
+@pytest.mark.parametrize("probability", [0.0, 0.5])
+def test_boxes_are_filled_on_an_accelerator_as_one_by_one(size, probability):
+    images = torch.randn(60, 3, *size)
+    boxes, starts = draw_erasures(probability, size, draws(60))
+    starts[::2] = 2**20 - 7  # the noise runs over the table's end
+    noise, erased = erasing._noise(0, images.device), np.flatnonzero(boxes[:, 2])
+    together = erasing._erase_together(images.clone(), erased, boxes, starts, noise)
+    assert torch.equal(together, erasing._erase_in_turn(images.clone(), erased, boxes, starts, noise))
+    assert torch.equal(together, images) == (probability == 0)

@@ -5,6 +5,7 @@ from scipy import stats
 from torchvision.transforms import ColorJitter
 from torchvision.transforms.v2 import functional as F
 
+from crossdistill.data.augmentation import jitter as jittering
 from crossdistill.data.augmentation.jitter import NUM_JITTER_DRAWS, draw_jitter, jitter
 from crossdistill.data.philox import uniform
 
@@ -42,3 +43,11 @@ def test_no_change_with_factors_of_one(channels):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, channels, 9, 7), dtype=np.uint8))
     factors, orders = draw_jitter(0.0, draws(4))
     assert torch.equal(jitter(images.clone(), factors, orders), images)
+
+
+def test_images_that_are_changed_together_become_what_they_become_one_by_one(monkeypatch):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 9, 7), dtype=np.uint8))
+    drawn = draw_jitter(0.4, draws(40))
+    alone, groups = jitter(images.clone(), *drawn), jittering._groups
+    monkeypatch.setattr(jittering, "_groups", lambda orders, *, one_by_one: groups(orders, one_by_one=False))
+    assert torch.equal(jitter(images.clone(), *drawn), alone)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from timm.data.mixup import Mixup
 
+from crossdistill.data.augmentation import mix
 from crossdistill.data.augmentation.mix import (
     cut_boxes,
     draw_mixing,
@@ -115,3 +116,23 @@ def test_a_box_covers_nothing_or_everything_at_the_ends():
     for share, area in ((1.0, 0), (0.0, 64)):
         boxes = cut_boxes(type(mixing)(mixing.places, mixing.cut, np.full(2, share), np.full((2, 2), 0.5)), (8, 8))
         assert (boxes[:, 2] * boxes[:, 3] == area).all()
+
+
+@pytest.mark.parametrize("chosen", [BOTH, AugmentSettings(mixup=0.4), AugmentSettings(cutmix=1.0)])
+@pytest.mark.parametrize("size", [(8, 8), (17, 5), (1, 1)])
+def test_pairs_are_mixed_on_an_accelerator_as_one_by_one(chosen, size):
+    images = torch.randn(41, 3, *size)
+    mixing = draw_mixing(chosen, 0, 0, samples(41), np.arange(41))
+    boxes = cut_boxes(mixing, size)
+    together = mix._mix_together(images.clone(), mixing, boxes)
+    assert torch.equal(together, mix._mix_in_turn(images.clone(), mixing, boxes))
+    assert not torch.equal(together, images) or size == (1, 1)
+
+
+def test_pairs_of_several_micro_batches_are_those_of_each():
+    whole = draw_mixing(BOTH, 2, 1, samples(17), np.arange(17), [4, 3, 1, 2, 7])
+    assert whole.places.tolist() == [[0, 1], [2, 3], [4, 5], [8, 9], [10, 11], [12, 13], [14, 15]]
+    parts = [(0, 4), (4, 3), (7, 1), (8, 2), (10, 7)]
+    each = [draw_mixing(BOTH, 2, 1, samples(count, start), np.arange(count)) for start, count in parts]
+    for name in ("cut", "share", "centre"):
+        np.testing.assert_array_equal(getattr(whole, name), np.concatenate([getattr(one, name) for one in each]))

@@ -164,3 +164,14 @@ def test_policies_are_read_as_written(magnitude, layers, std, increasing):
 def test_other_policies_are_refused(text):
     with pytest.raises(InputError, match=r"rand-m9-mstd0\.5-inc1"):
         parse_policy(text)
+
+
+@pytest.mark.parametrize("text", ["rand-m9-n4-p1", "rand-m9-mstd0.5-inc1", "rand-m5-n2-mstd101"])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 21, 35), (3, 64, 64)])
+def test_images_that_are_changed_together_become_what_they_become_one_by_one(text, shape, monkeypatch):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8))
+    policy = parse_policy(text)
+    layers = draw_layers(policy, uniform(0, 0, np.arange(60), 0, policy.num_draws))
+    together = rand_augment.apply_layers(images.clone(), layers, (100.0, 20.0, 3.0)[: shape[0]])
+    monkeypatch.setattr(rand_augment, "_SMALL", 0)
+    assert torch.equal(rand_augment.apply_layers(images.clone(), layers, (100.0, 20.0, 3.0)[: shape[0]]), together)

@@ -110,6 +110,13 @@ def test_epochs_are_the_same_again_and_differ_from_each_other(server, spec):
     assert ids_of(flat(train_loader(server, spec, seed=1).epoch(0))) != ids_of(first)
 
 
+def test_epochs_come_again(server, spec):
+    cyclic, plain = train_loader(server, spec, cycle_epochs=2), train_loader(server, spec)
+    batches = flat(cyclic.epoch(3))
+    assert_same(batches, flat(plain.epoch(1)))
+    assert {batch.epoch for batch in batches} == {1}
+
+
 def test_workers_share_out_whole_shards(server, spec):
     loader = train_loader(server, spec, workers=2, batch_size=4)
     batches = flat(loader.epoch(0))
