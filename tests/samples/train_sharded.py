@@ -26,7 +26,8 @@ RUNS = {
     "small": {"steps": 6, "optimizer": "adamw", "lr": 0.01, "ema_decay": 0.5},
     "measured": {"steps": 8, "optimizer": "adamw", "lr": 0.01, "ema_decay": 0.5},
     "half": {"steps": 6, "precision": "bf16"},
-    "compiled": {"steps": 6, "compile_student": True, "compile_teacher": True},
+    "compiled": {"steps": 6, "compile_student": True, "compile_teacher": True, "compile_method": True},
+    "compiled-copies": {"steps": 6, "compile_student": True, "compile_method": True, "parallel": "ddp"},
 }
 METHODS = {"kd": KD, "dist": DIST}
 
@@ -148,6 +149,8 @@ def what_is_sharded_and_what_is_not(rank, folder):
 def an_optimiser_that_fails_on_shards_is_refused():
     with pytest.raises(InputError, match=r"optimizer 'adamp' with sharded weights, on which it fails: aten"):
         train("small", optimizer="adamp")
+    with pytest.raises(InputError, match=r"fused_optimizer with optimizer 'sgd' and shards of weights on cpu"):
+        train("small", optimizer="sgd", fused_optimizer=True)
 
 
 def one_broken_shard_ends_both(rank):

@@ -28,6 +28,7 @@ def gather_rows(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int]:
     return [all_rows(tensor, counts) for tensor in tensors], sum(counts[: torch.distributed.get_rank()])
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # sizes of other processes are known to no compiler
 def row_counts(tensor: Tensor) -> list[int]:
     """How many rows each process of the group has."""
     own = torch.full((1,), len(tensor), device=tensor.device)
@@ -36,6 +37,7 @@ def row_counts(tensor: Tensor) -> list[int]:
     return [int(size) for size in sizes]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def all_rows(tensor: Tensor, counts: Sequence[int]) -> Tensor:
     """The rows of all processes, of which each has as many as ``counts`` says; gradients go back where they came from.
 

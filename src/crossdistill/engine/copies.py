@@ -35,12 +35,12 @@ class Copies:
     """
 
     num_skipped = 0
+    _scale = 0.0  # of losses in fp16, as last read; 0: not read yet
 
     def __init__(self, learner: Learner, settings: TrainSettings, accelerator: Accelerator) -> None:
         self.accelerator, self.settings = accelerator, settings
         self.learner = learner
-        if settings.compile_student:
-            learner.compile_student()
+        learner.compile_parts(settings)
         self.optimizer = accelerator.prepare_optimizer(build_optimizer(learner, settings))
         self.model: nn.Module = accelerator.prepare_model(learner)  # processes now start from the same weights
         self.ema = moving_average(learner.student, settings.ema_decay)
@@ -55,9 +55,9 @@ class Copies:
         """
         if self.settings.clip_grad is not None:  # accelerate undoes the loss scale first
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
-        self.optimizer.step()
+        was_skipped = self._step()
         self.optimizer.zero_grad()
-        if self.optimizer.step_was_skipped:
+        if was_skipped:
             self.num_skipped += 1
             if self.num_skipped == MOST_SKIPPED:
                 raise not_finite(f"gradients are not finite in {MOST_SKIPPED} steps in a row", self.settings)
@@ -65,6 +65,21 @@ class Copies:
         self.num_skipped = 0
         if self.ema is not None:
             self.ema.update(self.learner.student, step=step)
+
+    def _step(self) -> bool:
+        """Whether the optimiser skipped its step, which only happens in fp16.
+
+        With loss scaling somebody must read whether gradients overflowed: a device is waited for, once a step. A fused
+        optimiser sees to it on the device, of which accelerate does not hear; but then the scale has been lowered.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is None or not getattr(self.optimizer.optimizer, "_step_supports_amp_scaling", False):
+            self.optimizer.step()
+            return bool(self.optimizer.step_was_skipped)
+        before = self._scale or scaler.get_scale()
+        self.optimizer.step()
+        self._scale = scaler.get_scale()
+        return self._scale < before
 
     @contextmanager
     def exported(self) -> Iterator[nn.Module]:
@@ -103,11 +118,25 @@ class Copies:
         """Take up the state of :meth:`state_dict`, also one that the other way of holding weights gave."""
         self.learner.student.load_state_dict(state["student"])
         self.learner.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        # Whether it is fused is for this run to say: with its groups, an optimiser takes up everything about them.
+        now = [{name: group[name] for name in ("fused",) if name in group} for group in self.optimizer.param_groups]
+        groups = [{**old, **new} for old, new in zip(optimizer["param_groups"], now, strict=True)]
+        self.optimizer.load_state_dict({**optimizer, "param_groups": groups})
+        for parameter, entries in self.optimizer.state.items():
+            entries |= {name: _laid_out(value, parameter) for name, value in entries.items()}
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+            self._scale = 0.0
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """A tensor that goes with each element of a weight, in that weight's order in memory: fused kernels go by that."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def same_buffers(module: nn.Module) -> None:

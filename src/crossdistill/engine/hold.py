@@ -30,13 +30,14 @@ def hold(
     Raises:
         InputError: what the settings ask for cannot be done with these networks or on this machine.
     """
-    check_compiler(settings, accelerator.device)
+    sharded = shards_wanted(settings, accelerator)
+    check_compiler(settings, accelerator.device, sharded=sharded)
     learner = build_learner(student, method, loader, settings, accelerator)
     if isinstance(teacher, nn.Module):
         teacher.to(accelerator.device)
         if settings.channels_last:
             to_channels_last(teacher)
-    if shards_wanted(settings, accelerator):
+    if sharded:
         # FSDP2 gathers weights in PyTorch's own order; convolutions follow the images, which are channel-last.
         return Shards(learner, teacher, settings, accelerator)
     if settings.channels_last:

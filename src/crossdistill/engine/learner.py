@@ -14,6 +14,7 @@ from crossdistill.engine.class_weights import weights_for
 from crossdistill.engine.compiled import compiled
 from crossdistill.engine.distribute import gather_samples
 from crossdistill.engine.optimize import undecayed
+from crossdistill.engine.phases import phase
 from crossdistill.errors import InputError
 from crossdistill.losses import cross_entropy
 from crossdistill.settings import TrainSettings
@@ -71,36 +72,52 @@ class Learner(nn.Module):
         self.label_smoothing = settings.label_smoothing
         self.register_buffer("class_weights", weights, persistent=False)
         self._compiled_student: Callable[[Tensor], Outputs] | None = None
+        self._compiled_losses: Callable[[Outputs, Tensor, Outputs, Outputs, Batch], dict[str, Tensor]] | None = None
 
-    def compile_student(self) -> None:
-        """Compile the student's part of a training step.
+    def compile_parts(self, settings: TrainSettings) -> None:
+        """Compile what the settings ask for of a training step: the student's part, and bridges with all losses.
 
-        The student itself stays as it is, and so do the names of its weights, its copies, and what is evaluated and
-        exported.
+        Student and method themselves stay as they are, and so do the names of their weights, their copies, and what is
+        evaluated and exported. What processes exchange is never compiled with the rest by the engine.
         """
-        self._compiled_student = compiled(self.student.__call__)
+        if settings.compile_student:
+            self._compiled_student = compiled(self.student.__call__, cuda_graphs=settings.cuda_graphs)
+        if settings.compile_method:
+            self._compiled_losses = compiled(self._losses, cuda_graphs=settings.cuda_graphs)
 
     def forward(self, batch: Batch, teacher: Outputs) -> dict[str, Tensor]:
         """Named, weighted losses of one micro-batch; they add up to what is minimised."""
-        student = self._answers(batch.images["student"])
-        losses = {}
-        if self.hard_label_weight:
-            losses[HARD_LABELS] = self.hard_label_weight * cross_entropy(
-                student.require("logits"),
-                batch.target,
-                label_smoothing=self.label_smoothing,
-                class_weights=self.class_weights,
-            )
-        if self.gather:
-            needs, reads_stages = self.method.needs, self.method.reads_stages
-            student, teacher, batch = gather_samples(student, teacher, batch, needs=needs, reads_stages=reads_stages)
-        losses |= self.method(student, teacher, batch)
+        with phase("student"):
+            student = self._answers(batch.images["student"])
+        with phase("method"):
+            own, target = student, batch.target
+            if self.gather:
+                needs, reads_stages = self.method.needs, self.method.reads_stages
+                student, teacher, batch = gather_samples(
+                    student, teacher, batch, needs=needs, reads_stages=reads_stages
+                )
+            losses = (self._compiled_losses or self._losses)(own, target, student, teacher, batch)
         if not losses:
             raise InputError(
                 f"method {type(self.method).__name__} with cross_entropy_weight=0, which leaves no loss",
                 "at least one loss",
                 "set train.cross_entropy_weight above 0, or choose a method",
             )
+        return losses
+
+    def _losses(
+        self, own: Outputs, target: Tensor, student: Outputs, teacher: Outputs, batch: Batch
+    ) -> dict[str, Tensor]:
+        """That of this process's ``own`` answers to its hard labels, and the method's of what it is given."""
+        losses = {}
+        if self.hard_label_weight:
+            losses[HARD_LABELS] = self.hard_label_weight * cross_entropy(
+                own.require("logits"),
+                target,
+                label_smoothing=self.label_smoothing,
+                class_weights=self.class_weights,
+            )
+        losses |= self.method(student, teacher, batch)
         return losses
 
     def _answers(self, images: Tensor) -> Outputs:

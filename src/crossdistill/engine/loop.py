@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.contracts import Batch, Method, Outputs, Teacher
-from crossdistill.engine.compiled import compiled_teacher
+from crossdistill.engine.compiled import begin_replay, compiled_teacher
 from crossdistill.engine.devices import connect
 from crossdistill.engine.distribute import loss_weights
 from crossdistill.engine.evaluate import evaluate
@@ -24,6 +24,7 @@ from crossdistill.engine.ledger import Ledger, check_finite, not_finite
 from crossdistill.engine.log import MetricsLog
 from crossdistill.engine.measured import measured
 from crossdistill.engine.optimize import LearningRate
+from crossdistill.engine.phases import phase
 from crossdistill.engine.progress import Quiet, Reporter
 from crossdistill.engine.record import FitResult, Record, epoch_of, fit_result, total_steps
 from crossdistill.engine.seeding import deterministic, environment, seed_step
@@ -148,20 +149,31 @@ class Trainer:
         seed_step(self.seed, self.record.step, self.accelerator.process_index)
         self.rate.set(self.record.step)
         totals: dict[str, Tensor] = {}
-        weights, channels_last = self.weights, self.settings.channels_last
+        weights = self.weights
         gathered, together = weights.learner.gather, weights.learner.together
         shares = loss_weights(batches, self.accelerator, gathered=gathered, together=together)
         for index, (batch, (share, labelled_share)) in enumerate(zip(batches, shares, strict=True), start=1):
-            batch = batch.to(self.accelerator.device, channels_last=channels_last)
+            if self.settings.cuda_graphs:
+                begin_replay(weights.learner, is_second=index == 2)
             with nullcontext() if index == len(batches) else self.accelerator.no_sync(weights.model):
-                losses: dict[str, Tensor] = weights.model(batch, self.signals(batch))
+                losses = self.losses(batch)
                 losses = {k: v * (labelled_share if k == HARD_LABELS else share) for k, v in losses.items()}
-                self.accelerator.backward(torch.stack(list(losses.values())).sum())
+                with phase("backward"):
+                    self.accelerator.backward(torch.stack(list(losses.values())).sum())
             totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
         self.record.step += 1
         self.record.clock.images += sum(map(len, batches)) * self.accelerator.num_processes
-        weights.update(self.record.step)
+        with phase("optimizer"):
+            weights.update(self.record.step)
         self.ledger.add(self.record.step, totals)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of one micro-batch; what of the teacher's answer the backward pass needs not is free by then."""
+        with phase("teacher"):
+            batch = batch.to(self.accelerator.device, channels_last=self.settings.channels_last)
+            answer = self.signals(batch)
+        losses: dict[str, Tensor] = self.weights.model(batch, answer)
+        return losses
 
     def signals(self, batch: Batch) -> Outputs:
         """What the teacher says of this batch, if the method asks for anything."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from timm.optim import (  # type: ignore[attr-defined]
@@ -13,7 +15,8 @@ from timm.optim import (  # type: ignore[attr-defined]
     list_optimizers,
 )
 from timm.scheduler.scheduler_factory import create_scheduler_v2
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from crossdistill.errors import InputError, nearest
 from crossdistill.settings import TrainSettings
@@ -53,22 +56,63 @@ def check_optimizer(name: str) -> None:
 
 
 def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Any optimiser of timm over all trained parameters of ``learner``.
+    """Any optimiser of timm over all trained parameters of ``learner``, where they lie now.
 
     Biases and other one-dimensional parameters get no weight decay, nor does what ``learner.no_weight_decay()`` lists.
 
+    With ``fused_optimizer`` one kernel updates all weights, in another order of roundings: by default wherever PyTorch
+    has such a kernel (Adam, AdamW, SGD and Adagrad, on CPUs as on GPUs: on one core it took a third to a half of the
+    time of the plain loop with networks of some millions of weights, and less with more).
+
     Raises:
-        InputError: a name that timm does not know, or an optimiser that this loop cannot drive.
+        InputError: a name that timm does not know, an optimiser that this loop cannot drive, or one without a fused
+            kernel where that is asked for.
     """
     name = settings.optimizer
     check_optimizer(name)
+    fused: dict[str, Any] = {"fused": True} if _fuse(learner, settings) else {}
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            learner, name, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum
+            learner, name, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum, **fused
         )
     except (AssertionError, ImportError, TypeError) as error:
         raise InputError(f"optimizer {name!r}: {error}", "one that can be built here", "use adamw or sgd") from error
     return optimizer
+
+
+def _fuse(learner: nn.Module, settings: TrainSettings) -> bool:
+    """Whether the optimiser is to be fused.
+
+    Raises:
+        InputError: it must be, and cannot.
+    """
+    if settings.fused_optimizer is False:
+        return False
+    smallest = min(learner.parameters(), key=Tensor.numel, default=torch.empty(0))
+    able = _has_fused(settings.optimizer, smallest)
+    if settings.fused_optimizer and not able:
+        sharded = "shards of " if isinstance(smallest, DTensor) else ""
+        raise InputError(
+            f"train.fused_optimizer with optimizer {settings.optimizer!r} and {sharded}weights on "
+            f"{smallest.device.type}, for which PyTorch has no fused kernel",
+            "an optimiser that has one there, such as adamw or adam",
+            "choose it, or leave train.fused_optimizer out",
+        )
+    return able
+
+
+def _has_fused(name: str, weight: Tensor) -> bool:
+    """Whether PyTorch's class of that name takes a fused step on such a weight: device, shards and version decide."""
+    made: Any = get_optimizer_info(name.lower().split("_")[-1]).opt_class
+    if not isinstance(made, type) or "fused" not in inspect.signature(made).parameters:
+        return False
+    trial = nn.Parameter(torch.zeros_like(weight))
+    trial.grad = torch.zeros_like(weight)
+    try:
+        made([trial], lr=1e-3, fused=True).step()
+    except RuntimeError:
+        return False
+    return True
 
 
 class LearningRate:

@@ -12,6 +12,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from crossdistill.engine.phases import phase
+
 T = TypeVar("T")
 
 
@@ -33,7 +35,8 @@ class Stopwatch:
         self._mark = time.perf_counter()
         while True:
             self._tick()
-            batch = next(batches, None)
+            with phase("data"):
+                batch = next(batches, None)
             self.waited += self._tick()
             if batch is None:
                 return

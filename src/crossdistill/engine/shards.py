@@ -65,8 +65,7 @@ class Shards(Copies):
             self.ema.foreach = False  # its list holds shards and plain buffers, which no kernel takes together
             fully_shard(self.ema.module, mesh=mesh)
         fully_shard(self.learner, mesh=mesh, ignored_params=frozen)
-        if settings.compile_student:
-            self.learner.compile_student()
+        self.learner.compile_parts(settings)
         self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.learner, settings))
         # "Evaluation" is accelerate's word for autocast without DDP.
         self.model = accelerator.prepare_model(self.learner, evaluation_mode=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +13,9 @@ from crossdistill.losses.inputs import Reduction, check_labels, check_positive, 
 
 Form = Literal["code", "paper"]
 """``"code"``: as the released code computes it; ``"paper"``: as published, with the hard-label term inside."""
+
+STACKED_ELEMENTS = 2**17
+"""Logits of all heads together that are still stacked: beyond, on CPUs, the copy costs more than the calls it saves."""
 
 MAX_GAMMA = 16.0
 """The target's boost reaches 2^gamma: 65536 here, and from 128 on no number of float32."""
@@ -64,11 +68,48 @@ def ofa(
     check_positive({"temperature": temperature})
     student, teacher = logit_pair(student_logits, teacher_logits)
     labels = check_labels(labels, student)
-    probability = (teacher / temperature).softmax(dim=1)
-    # log_softmax, not the logarithm of a softmax: a gap of 104 would give -inf, and 0 * -inf is NaN.
-    log_student = (student / temperature).log_softmax(dim=1)
-    weight = _class_weights(probability, labels, gamma, form)
-    return reduce(-(weight * log_student).sum(dim=1), reduction)
+    weight = _class_weights(_soften(teacher, temperature).softmax(dim=1), labels, gamma, form)
+    return reduce(_cross_entropy(student, weight, temperature), reduction)
+
+
+def ofa_of_each(
+    student_logits: Sequence[Tensor],
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    gammas: Sequence[float],
+    temperature: float,
+    form: Form = "code",
+) -> list[Tensor]:
+    """The scalar :func:`ofa` of each of several logits against one teacher, for less than one call each.
+
+    The teacher's probabilities and, for equal gammas, the weights of the classes are computed once; small logits are
+    stacked and compared at once as well.
+
+    Args:
+        student_logits: N times ``(B, K)``, at least one.
+        teacher_logits: ``(B, K)``.
+        labels: ``(B,)`` int64, the target classes.
+        gammas: N exponents.
+        temperature, form: those of :func:`ofa`.
+
+    Raises:
+        InputError: as :func:`ofa`.
+    """
+    for gamma in gammas:
+        check_gamma(gamma)
+    check_positive({"temperature": temperature})
+    pairs = [logit_pair(student, teacher_logits) for student in student_logits]
+    students, teacher = [student for student, _ in pairs], pairs[0][1]
+    labels = check_labels(labels, teacher)
+    probability = _soften(teacher, temperature).softmax(dim=1)
+    by_gamma = {gamma: _class_weights(probability, labels, gamma, form) for gamma in dict.fromkeys(gammas)}
+    weights = [by_gamma[gamma] for gamma in gammas]
+    if len(students) * teacher.numel() > STACKED_ELEMENTS:
+        each = zip(students, weights, strict=True)
+        return [_cross_entropy(student, weight, temperature).mean() for student, weight in each]
+    weight = weights[0] if len(by_gamma) == 1 else torch.stack(weights)
+    return list(_cross_entropy(torch.stack(students), weight, temperature).mean(dim=1))
 
 
 def check_gamma(gamma: float) -> None:
@@ -79,6 +120,16 @@ def check_gamma(gamma: float) -> None:
     """
     if not 0 < gamma <= MAX_GAMMA:
         raise InputError(f"gamma={gamma}", f"gamma above 0, at most {MAX_GAMMA:g}", "choose another gamma")
+
+
+def _soften(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
+
+
+def _cross_entropy(student: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """``- sum_c weight_c log softmax(student / temperature)_c`` over the last axis, which is the classes."""
+    # log_softmax, not the logarithm of a softmax: a gap of 104 would give -inf, and 0 * -inf is NaN.
+    return -(weight * _soften(student, temperature).log_softmax(dim=-1)).sum(dim=-1)
 
 
 def _class_weights(probability: Tensor, labels: Tensor, gamma: float, form: Form) -> Tensor:

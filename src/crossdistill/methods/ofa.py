@@ -13,7 +13,7 @@ from crossdistill.bridges.stage_pairs import stage_numbers
 from crossdistill.contracts import Batch, Method, ModelSpec, Modules, Outputs
 from crossdistill.errors import InputError
 from crossdistill.losses.inputs import check_positive, check_same_classes, check_weights
-from crossdistill.losses.ofa import Form, check_gamma
+from crossdistill.losses.ofa import Form, check_gamma, ofa_of_each
 from crossdistill.registry import METHODS
 
 
@@ -103,16 +103,20 @@ class OFA(Method):
         """``{"ofa_head": loss, "ofa_branch1": loss, ...}``."""
         stages, teacher_logits = student.require_stages(), teacher.require("logits")
         labels = losses.target_class(batch.target, teacher_logits)
-        head_loss = self._loss(student.require("logits"), teacher_logits, labels, self.gammas[-1])
-        terms = {"ofa_head": self.kd_weight * head_loss}
-        for (number, branch), gamma in zip(self.branches.items(), self.gammas[:-1], strict=True):
-            branch_logits = branch(stages[int(number) - 1])
-            branch_loss = self._loss(branch_logits, teacher_logits, labels, gamma)
-            terms[f"ofa_branch{number}"] = self.branch_weight * branch_loss
+        # One branch after the other: weights stacked for one batched product took 1.1 to 2 times as long on a CPU.
+        logits = [branch(stages[int(number) - 1]) for number, branch in self.branches.items()]
+        *of_branches, of_head = ofa_of_each(
+            [*logits, student.require("logits")],
+            teacher_logits,
+            labels,
+            gammas=self.gammas,
+            temperature=self.temperature,
+            form=self.form,
+        )
+        terms = {"ofa_head": self.kd_weight * of_head}
+        for number, loss in zip(self.branches, of_branches, strict=True):
+            terms[f"ofa_branch{number}"] = self.branch_weight * loss
         return terms
-
-    def _loss(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-        return losses.ofa(logits, teacher_logits, labels, gamma=gamma, temperature=self.temperature, form=self.form)
 
 
 def _gammas(gamma: float | Sequence[float], *, num_branches: int) -> list[float]:

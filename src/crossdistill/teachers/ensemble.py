@@ -57,7 +57,7 @@ class EnsembleTeacher(nn.Module):
         """Log of the weighted mean of probabilities, and of each teacher what is passed on."""
         terms, members = [], []
         for teacher, weight in zip(self.teachers, self.weights, strict=True):
-            answer = teacher.signals(batch)
+            answer = teacher.answer(batch, self.passes_on)
             terms.append(log_probabilities(answer.require("logits")) + math.log(weight))
             members.append(answer.only(self.passes_on))
         return Outputs(logits=torch.logsumexp(torch.stack(terms), dim=0), members=tuple(members))

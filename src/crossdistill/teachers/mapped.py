@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -41,9 +41,9 @@ class MappedTeacher(FrozenTeacher):
         self.group_logits = GroupLogits(class_map.groups)
 
     @torch.no_grad()
-    def signals(self, batch: Batch) -> Outputs:
-        """The network's outputs, with logits ``(B, K)`` of the student's classes."""
-        return self.in_student_classes(super().signals(batch))
+    def answer(self, batch: Batch, signals: Collection[Signal]) -> Outputs:
+        """The logits ``(B, K)`` of the student's classes and these signals."""
+        return self.in_student_classes(super().answer(batch, signals))
 
     def in_student_classes(self, outputs: Outputs) -> Outputs:
         """The same outputs with logits ``(B, K)`` instead of those of the teacher's own classes ``(B, C)``."""

@@ -5,10 +5,13 @@ import math
 import pytest
 import timm
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from crossdistill.engine import connect, optimize
+from crossdistill.engine.copies import MOST_SKIPPED, Copies
 from crossdistill.engine.learner import Learner
 from crossdistill.engine.optimize import LearningRate, build_optimizer, undecayed
 from crossdistill.errors import InputError
@@ -109,3 +112,137 @@ def test_an_optimizer_that_cannot_be_built_is_bad_input(name):
     learner = Learner(SmallNet(), Match(), settings(), several=False)
     with pytest.raises(InputError, match=f"optimizer {name!r}"):
         build_optimizer(learner, settings(optimizer=name))
+
+
+def learner_of(**changes):
+    return Learner(SmallNet(seed=1, batch_norm=True), Match(), settings(**changes), several=False)
+
+
+def is_fused(optimizer):
+    return {bool(group.get("fused")) for group in optimizer.param_groups} == {True}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "momentum", "adagrad", "lookahead_adamw"])
+def test_an_optimizer_is_fused_where_pytorch_can_unless_that_is_not_wanted(name):
+    assert is_fused(build_optimizer(learner_of(), settings(optimizer=name)))
+    assert is_fused(build_optimizer(learner_of(), settings(optimizer=name, fused_optimizer=True)))
+    assert not is_fused(build_optimizer(learner_of(), settings(optimizer=name, fused_optimizer=False)))
+
+
+@pytest.mark.parametrize("name", ["lamb", "rmsprop", "nadamw", "muon"])
+def test_others_are_built_without_and_refused_where_fusing_is_a_must(name):
+    assert not is_fused(build_optimizer(learner_of(), settings(optimizer=name)))
+    with pytest.raises(InputError, match=f"fused_optimizer with optimizer '{name}' and weights on cpu") as refused:
+        build_optimizer(learner_of(), settings(optimizer=name, fused_optimizer=True))
+    assert "adamw" in refused.value.expected
+
+
+def test_a_device_without_a_fused_kernel_gets_the_plain_one(monkeypatch):
+    class Elsewhere(torch.optim.AdamW):
+        def __init__(self, params, *, fused=None, **options):
+            if fused:
+                raise RuntimeError("`fused=True` requires all the params to be on supported devices")
+            super().__init__(params, **options)
+
+    info = type("Info", (), {"opt_class": Elsewhere})
+    monkeypatch.setattr(optimize, "get_optimizer_info", lambda name: info)
+    assert not optimize._has_fused("adamw", torch.zeros(1))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adagrad"])
+def test_fused_steps_are_the_plain_ones_but_for_rounding(name):
+    ends = []
+    for fused in (True, False):
+        learner = learner_of()
+        run = settings(optimizer=name, fused_optimizer=fused, lr=0.05, weight_decay=0.1)
+        optimizer = build_optimizer(learner, run)
+        random = torch.Generator().manual_seed(0)
+        for _ in range(5):
+            for parameter in learner.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=random)
+            optimizer.step()
+        ends.append(learner.state_dict())
+    start = learner_of().state_dict()
+    for key, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][key], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(start["student.head.weight"], ends[0]["student.head.weight"])
+
+
+class Scaled:
+    """An accelerator that scales losses on a CPU, as it would in fp16 on a GPU."""
+
+    def __init__(self):
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+
+    def prepare_optimizer(self, optimizer):
+        connect("cpu")  # accelerate wants its state
+        return AcceleratedOptimizer(optimizer, scaler=self.scaler)
+
+    def prepare_model(self, model):
+        return model
+
+    def clip_grad_norm_(self, parameters, max_norm):
+        self.scaler.unscale_(self.copies.optimizer.optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def scaled_copies(**changes):
+    accelerator = Scaled()
+    copies = Copies(learner_of(), settings(precision="fp16", lr=0.05, **changes), accelerator)
+    accelerator.copies = copies
+    return copies
+
+
+def set_gradients(copies, value):
+    """Of that value once the scale is taken off."""
+    copies.accelerator.scaler.scale(torch.ones(()))  # it is made when first used
+    for parameter in copies.learner.parameters():
+        parameter.grad = torch.full_like(parameter, value * copies.accelerator.scaler.get_scale())
+
+
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lookahead_adamw"])
+def test_steps_that_overflow_are_skipped_and_counted_fused_or_not(name, clip_grad):
+    ends = []
+    for fused in (None, False):
+        copies = scaled_copies(optimizer=name, clip_grad=clip_grad, fused_optimizer=fused, ema_decay=0.5)
+        for value, skipped in ((0.1, 0), (math.inf, 1), (math.nan, 2), (0.2, 0), (math.inf, 1), (0.1, 0)):
+            before = {key: tensor.clone() for key, tensor in copies.learner.state_dict().items()}
+            average = copies.ema.module.head.weight.clone()
+            set_gradients(copies, value)
+            copies.update(1)
+            assert copies.num_skipped == skipped
+            stands = all(torch.equal(tensor, before[key]) for key, tensor in copies.learner.state_dict().items())
+            assert stands == bool(skipped)
+            assert not skipped or torch.equal(copies.ema.module.head.weight, average)
+        assert copies.accelerator.scaler.get_scale() == 2.0**13
+        ends.append(copies.learner.state_dict())
+    for key, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][key], rtol=1e-5, atol=1e-6)
+
+
+def test_too_many_skipped_steps_in_a_row_are_an_error_also_of_a_fused_optimizer():
+    copies = scaled_copies(fused_optimizer=True)
+    for _ in range(MOST_SKIPPED - 1):
+        set_gradients(copies, math.inf)
+        copies.update(1)
+    set_gradients(copies, math.inf)
+    with pytest.raises(InputError, match=f"gradients are not finite in {MOST_SKIPPED} steps in a row"):
+        copies.update(1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
+def test_a_resumed_run_fuses_as_it_is_told_and_not_as_the_checkpoint_was(name, before, after):
+    states, steps = [], []
+    for fused in (before, after):
+        copies = Copies(learner_of(), settings(optimizer=name, fused_optimizer=fused), connect("cpu"))
+        if states:
+            copies.load_state_dict(states[0])
+        for parameter in copies.learner.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        copies.update(1)
+        assert is_fused(copies.optimizer) == fused
+        states.append(copies.state_dict())
+        steps.append(float(states[-1]["optimizer"]["state"][0].get("step", math.nan)))
+    assert name == "sgd" or steps == [1.0, 2.0]

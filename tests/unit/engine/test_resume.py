@@ -131,6 +131,15 @@ def test_a_mid_epoch_interruption_without_a_folder_saves_nothing():
         train(None, reporter=Stop(5))
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal: a job that a shell starts in the background ignores SIGINT from birth."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_acts_at_once(tmp_path):
     class Impatient(Quiet):
         def stepped(self, step):

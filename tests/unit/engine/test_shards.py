@@ -42,7 +42,7 @@ def launched(tmp_path_factory):
 def one_process():
     """The ends of one process without compilation, by the name of the run."""
     torch.set_num_threads(1)
-    plain = {"compile_student": False, "compile_teacher": False}
+    plain = dict.fromkeys(("compile_student", "compile_teacher", "compile_method"), False)
     return {name: state(*train(name, **plain)) for name in RUNS}
 
 

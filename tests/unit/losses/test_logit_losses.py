@@ -1,5 +1,6 @@
 """The logit losses against slow references, closed forms, invariances and finite differences."""
 
+import importlib
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from crossdistill import losses
 from crossdistill.errors import InputError
+from crossdistill.losses.ofa import ofa_of_each
 from oracles import logit_losses as oracle
 
 OPTIONS = {
@@ -90,6 +92,36 @@ def test_kd_is_dkd_weighted_by_the_teachers_doubt():
     doubt = 1 - (teacher / 2.0).softmax(1)[0, labels[0]].item()
     decoupled = losses.dkd(student, teacher, labels, alpha=1.0, beta=doubt, temperature=2.0)
     torch.testing.assert_close(decoupled, losses.kd(student, teacher, temperature=2.0), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("most_stacked", [0, 2**17], ids=["one by one", "stacked"])
+@pytest.mark.parametrize("gammas", [[1.3] * 4, [1.0, 1.3, 1.0, 2.0]], ids=["one gamma", "several gammas"])
+@pytest.mark.parametrize(("form", "temperature"), [("code", 1.0), ("paper", 2.0)])
+def test_ofa_of_several_heads_is_that_of_each(monkeypatch, most_stacked, gammas, form, temperature):
+    monkeypatch.setattr(importlib.import_module("crossdistill.losses.ofa"), "STACKED_ELEMENTS", most_stacked)
+    _, teacher, labels = batch(0)
+    heads = [batch(seed)[0].requires_grad_() for seed in range(4)]
+    found = ofa_of_each(heads, teacher, labels, gammas=gammas, temperature=temperature, form=form)
+    options = {"temperature": temperature, "form": form}
+    expected = [losses.ofa(head, teacher, labels, gamma=g, **options) for head, g in zip(heads, gammas, strict=True)]
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == ()
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
+    gradients = [torch.autograd.grad(sum(terms), heads) for terms in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+
+
+def test_ofa_of_several_heads_refuses_what_one_would():
+    student, teacher, labels = batch(1)
+    call = partial(ofa_of_each, [student, student], teacher, labels)
+    with pytest.raises(InputError, match="gamma=0"):
+        call(gammas=[1.0, 0.0], temperature=1.0)
+    with pytest.raises(InputError, match="temperature=0"):
+        call(gammas=[1.0, 1.0], temperature=0.0)
+    with pytest.raises(InputError, match="form='book'"):
+        call(gammas=[1.0, 1.0], temperature=1.0, form="book")
+    with pytest.raises(InputError, match="student logits"):
+        ofa_of_each([student, student[:2]], teacher, labels, gammas=[1.0, 1.0], temperature=1.0)
 
 
 def test_ofa_forms_differ_by_the_cross_entropy_at_gamma_one_only():
