@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from record import origin
-from staging import interval, write
+from timing import interval, write
 from timm.data import Mixup, create_loader
 from torchvision.datasets import ImageFolder
 

@@ -14,16 +14,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from record import origin
-from staging import MIB, interval, peak_bytes, seconds, write
+from timing import MIB, Row, interval, made, peak_bytes, seconds, write
 from torch import nn
 
 from crossdistill import build
-from crossdistill.analysis.environment import environment
 from crossdistill.contracts import Batch, Method
 from crossdistill.engine.learner import Learner
 from crossdistill.registry import METHODS
@@ -45,8 +42,6 @@ COLUMNS = (
     *("threads", "processor", "device", "torch", "commit", "command", "date"),
 )
 SAME = ("method", "teacher", "student", "batch_size", "image_size", "device")
-
-Row = dict[str, Any]
 
 
 class Pair:
@@ -112,19 +107,15 @@ def measure(pair: Pair, name: str, rounds: int) -> Row:
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Every pair and method, printed as they come."""
-    device, facts = torch.device(options.device), environment()
+    device = torch.device(options.device)
     command = f"python benchmarks/method_cost.py --device {options.device} --threads {options.threads}"
-    made = origin(facts, command) | {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "threads": options.threads,
-        "processor": facts["cpu"],
-    }
+    place = made(command, device)
     for teacher, student in PAIRS:
         pair = Pair(teacher, student, device)
         for name in [record.name for record in METHODS]:
             row = measure(pair, name, options.rounds or ROUNDS[device.type])
             print(f"{teacher} -> {student}: {name} {row['ratio']:.2f} of {REFERENCE}", flush=True)
-            yield row | made
+            yield row | place
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 from record import origin, record
-from staging import write
+from timing import write
 
 from crossdistill.registry import METHODS
 from crossdistill.runs import execute, make_plan, recipe_path
@@ -100,7 +100,7 @@ def _run(
     results = execute(plan, out, resume=out.exists(), quiet=True)
     command = _command()
     record(
-        _labelled(results, label), options.results, recipe=f"pilot/{pair}", command=command, teacher=TEACHERS[teacher]
+        labelled(results, label), options.results, recipe=f"pilot/{pair}", command=command, teacher=TEACHERS[teacher]
     )
     write(Path("results/checks/fused.csv"), list(_fused(out, pair, label, results)), FUSED_COLUMNS, FUSED_SAME)
     print(json.dumps({row["name"]: row["top1_mean"] for row in results["rows"]}), flush=True)
@@ -124,7 +124,7 @@ def _fused(out: Path, pair: str, label: str, results: dict[str, Any]) -> Iterato
             }
 
 
-def _labelled(results: dict[str, Any], label: str) -> dict[str, Any]:
+def labelled(results: dict[str, Any], label: str) -> dict[str, Any]:
     """The same results under the name that says what was changed."""
     rows = [row | {"method": label} if row["role"] == "distilled" else row for row in results["rows"]]
     return {**results, "rows": rows}

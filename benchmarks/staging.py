@@ -11,28 +11,19 @@ interval. Memory is what one pass allocates beyond weights and images at its pea
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from record import origin
+from timing import MIB, Pass, Row, interval, made, peak_bytes, seconds, write
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
 from crossdistill import build
-from crossdistill.analysis.environment import environment
 from crossdistill.contracts import Outputs
-from crossdistill.files import write_text, writing
 from crossdistill.report.table import markdown, significant
 
 NETWORKS = (
@@ -58,8 +49,7 @@ IMAGE_SIZE, NUM_CLASSES = 224, 10
 BATCH_SIZE = {"cpu": 8, "cuda": 128}
 ROUNDS = {"cpu": 12, "cuda": 60}
 WARMUP_ROUNDS = 2
-NUM_BUILDS, NUM_RESAMPLES = 5, 10_000
-MIB = 2**20
+NUM_BUILDS = 5
 
 COLUMNS = (
     *("measure", "network", "batch_size", "image_size", "rounds", "unit"),
@@ -67,11 +57,6 @@ COLUMNS = (
     *("threads", "processor", "timm", "device", "torch", "commit", "command", "date"),
 )
 SAME = ("measure", "network", "batch_size", "image_size", "threads", "device")
-
-Pass = Callable[[], object]
-"""One forward pass, or one forward and backward pass; it returns what its caller would hold."""
-
-Row = dict[str, Any]
 
 
 def forward(network: nn.Module, images: Tensor) -> Pass:
@@ -101,50 +86,6 @@ PASSES = {"forward": (forward, False), "forward and backward": (forward_backward
 """Each pass, and whether the network is in train mode."""
 
 
-def seconds(run: Pass, device: torch.device) -> float:
-    """How long one pass takes; what it returns is freed after the clock is read."""
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        start.record()
-        held = run()
-        end.record()
-        torch.cuda.synchronize()
-        del held
-        return start.elapsed_time(end) / 1000
-    begin = time.perf_counter()
-    held = run()
-    taken = time.perf_counter() - begin
-    del held
-    return taken
-
-
-def peak_bytes(run: Pass, device: torch.device) -> int:
-    """What one pass allocates at its peak, beyond what is allocated before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        held = run()
-        torch.cuda.synchronize()
-        del held
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        held = run()
-    del held
-    return max(np.cumsum(_allocations(profiled)), default=0)
-
-
-def _allocations(profiled: profile) -> list[int]:
-    """Bytes of every allocation, and less than 0 of every release, in order."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    found = [event for event in events if event["name"] == "[memory]"]
-    return [event["args"]["Bytes"] for event in sorted(found, key=lambda event: event["ts"])]
-
-
 def in_turn(network: nn.Module, plain: Pass, staged: Pass, rounds: int, device: torch.device) -> NDArray[np.float64]:
     """Seconds ``(rounds, 2)`` of both variants, each first in every other round."""
     taken = np.zeros((rounds, 2))
@@ -155,13 +96,6 @@ def in_turn(network: nn.Module, plain: Pass, staged: Pass, rounds: int, device: 
             if number >= 0:
                 taken[number, variant] = spent
     return taken
-
-
-def interval(ratios: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the median."""
-    drawn = np.random.default_rng(0).choice(ratios, size=(NUM_RESAMPLES, len(ratios)))
-    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 def measure(name: str, device: torch.device, rounds: int) -> Iterator[Row]:
@@ -213,21 +147,6 @@ def _compared(
     return {key: None if value is None else float(f"{value:.4g}") for key, value in values.items()}
 
 
-def write(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS, same: Sequence[str] = SAME) -> None:
-    """Write the rows; those of the file that differ from all of these in one of the columns ``same`` are kept."""
-    text = [{column: "" if row.get(column) is None else str(row[column]) for column in columns} for row in rows]
-    marks = {tuple(row[key] for key in same) for row in text}
-    before = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
-    kept = [row for row in before if tuple(row[key] for key in same) not in marks]
-    content = io.StringIO()
-    writer = csv.DictWriter(content, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*kept, *text])
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, content.getvalue())
-
-
 def table(rows: Sequence[Row]) -> str:
     """The rows for people to read."""
     columns = ("Measure", "Network", "Plain", "Staged", "Ratio", "95 % interval")
@@ -256,23 +175,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device, rounds = torch.device(options.device), options.rounds or ROUNDS[options.device]
-    facts = environment()
-    on_gpu = device.type == "cuda"
     command = f"python benchmarks/staging.py --device {device.type} --threads {options.threads}"
-    made = origin(facts, command + " --builds" * options.builds) | {
-        "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
-        "threads": options.threads,
-        "processor": facts["cpu"],
-        "timm": facts["timm"],
-    }
+    place = made(command + " --builds" * options.builds, device)
     rows = []
     for name in BUILT:
-        rows += [row | made | {"device": "CPU"} for row in build_times(name)]  # built there in any case
+        rows += [row | place | {"device": "CPU"} for row in build_times(name)]  # built there in any case
         print(f"built {name}", flush=True)
     for name in () if options.builds else NETWORKS:
-        rows += [row | made for row in measure(name, device, rounds)]
+        rows += [row | place for row in measure(name, device, rounds)]
         print(f"measured {name}", flush=True)
-    write(options.out, rows)
+    write(options.out, rows, COLUMNS, SAME)
     print(table(rows))
 
 
