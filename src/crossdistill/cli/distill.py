@@ -12,7 +12,8 @@ from crossdistill.cli.options import ClassMap, Training, training_command
 @training_command
 def command(
     teacher: Annotated[
-        list[str], typer.Option("--teacher", help="A trained model: run folder, NAME@PATH …; repeat for an ensemble.")
+        list[str],
+        typer.Option("--teacher", help="A trained model: run folder, NAME@PATH …; repeat for an ensemble. Or a store."),
     ],
     student: Annotated[str, typer.Option("--student", help="The model to train, by name.")],
     training: Training,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crossdistill.cli.show import show_results
 from crossdistill.errors import InputError
+
+if TYPE_CHECKING:
+    from crossdistill.runs import Plan
 
 DATA_HELP = (
     r"digits, folder:PATH (train/ val/ \[test/] or one flat tree), parquet:, idx:, npz:, hf: or wds:PATH, "
@@ -58,11 +62,17 @@ class Training:
         """Carry out a plan made of the shared options and a command's own, and show the results."""
         from crossdistill import runs
 
-        tree = {key: {**self.tree.get(key, {}), **own.get(key, {})} for key in ("student", "data", "train", "method")}
-        tree = {key: value for key, value in {**self.tree, **own, **tree}.items() if value != {}}
-        plan = runs.make_plan(tree, self.overrides, seeds=self.seeds, baseline=baseline)
+        plan = self.plan(own, baseline=baseline)
         results = runs.execute(plan, self.out, resume=self.resume, dry_run=self.dry_run, quiet=self.as_json)
         show_results(results, as_json=self.as_json, out=self.out)
+
+    def plan(self, own: dict[str, Any], *, baseline: bool = False) -> Plan:
+        """The shared options and a command's own as a plan."""
+        from crossdistill import runs
+
+        tree = {key: {**self.tree.get(key, {}), **own.get(key, {})} for key in ("student", "data", "train", "method")}
+        tree = {key: value for key, value in {**self.tree, **own, **tree}.items() if value != {}}
+        return runs.make_plan(tree, self.overrides, seeds=self.seeds, baseline=baseline)
 
 
 def _training(
@@ -126,14 +136,20 @@ def _training(
     return Training(tree, overrides or [], parse_seeds(seeds), out, resume, dry_run, as_json)
 
 
-def training_command(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the shared options; they reach it as its parameter ``training``."""
+def training_command(
+    command: Callable[..., None], *, fixed: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[..., None]:
+    """Give a command the shared options; they reach it as its parameter ``training``.
+
+    Those in ``fixed`` are not offered and have the value given there.
+    """
     own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "training"]
-    shared = list(inspect.signature(_training, eval_str=True).parameters.values())
+    every = inspect.signature(_training, eval_str=True).parameters.values()
+    shared = [one for one in every if one.name not in fixed]
 
     @functools.wraps(command)
     def with_shared(**values: Any) -> None:
-        training = _training(**{one.name: values.pop(one.name) for one in shared})
+        training = _training(**fixed, **{one.name: values.pop(one.name) for one in shared})
         command(**values, training=training)
 
     parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *shared)]

@@ -44,14 +44,14 @@ def show_results(results: Mapping[str, Any], *, as_json: bool, out: Path) -> Non
     elif "dry_run" in results:
         for trial in results["dry_run"].values():
             _show_trial(trial)
-        _say("dry run: everything fits together; nothing was written")
+        say("dry run: everything fits together; nothing was written")
     else:
         from crossdistill.report import rich_table
 
         Console().print(rich_table(results))
         for text in [results["headline"], *(f"note: {warning}" for warning in results["warnings"])]:
             if text:
-                _say(text)
+                say(text)
         # A path that is broken over two lines cannot be copied.
         Console().print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
@@ -65,9 +65,9 @@ def _show_trial(trial: Mapping[str, Any]) -> None:
     lines["images"] = f"{trial['num_train']:,} to train on, {trial['num_labelled']:,} of them with a label"
     lines["steps"] = f"{trial['steps_per_epoch']:,} an epoch, {trial['images_per_second']:.0f} images/s"
     for key, text in lines.items():
-        _say(f"{key:>7}: {text}")
+        say(f"{key:>7}: {text}")
     for warning in trial["warnings"]:
-        _say(f"   note: {warning}")
+        say(f"   note: {warning}")
 
 
 def _network(spec: Mapping[str, Any]) -> str:
@@ -76,5 +76,6 @@ def _network(spec: Mapping[str, Any]) -> str:
     return f"{spec['name']} ({spec['family']}), {', '.join(facts)}"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A sentence as it is, folded at the edge of the terminal."""
     Console().print(text, markup=False, highlight=False)

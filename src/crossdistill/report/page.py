@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import crossdistill.report.panels  # noqa: F401  (registers the panels)
 from crossdistill.files import write_text, writing
-from crossdistill.report.panel import panels_of
+from crossdistill.report.panel import Panel, panels_of
 from crossdistill.report.results import Results
 from crossdistill.report.run import Run, read_run
 from crossdistill.report.table import grouped
@@ -32,6 +33,12 @@ def write_report(run: Path) -> Path:
 
 def render(run: Run) -> str:
     """The page as text."""
+    results = run.results
+    return page_of(title(results), results.kind, facts(results), panels_of(run))
+
+
+def page_of(title: str, kind: str, facts: Mapping[str, str], panels: Sequence[Panel]) -> str:
+    """A page of these panels, below a title and a strip of facts; ``kind`` is what made it."""
     environment = Environment(
         loader=PackageLoader("crossdistill.report", package_path=""),
         autoescape=True,
@@ -39,10 +46,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    results = run.results
-    return environment.get_template("page.html.j2").render(
-        title=title(results), kind=results.kind, facts=facts(results), panels=panels_of(run)
-    )
+    return environment.get_template("page.html.j2").render(title=title, kind=kind, facts=facts, panels=panels)
 
 
 def title(results: Results) -> str:

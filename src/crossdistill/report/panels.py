@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from markupsafe import Markup
 
@@ -151,16 +152,26 @@ def _median(values: Iterable[float | None]) -> float | None:
 @panel(position=80)
 def settings(run: Run) -> Panel | None:
     """The resolved settings, and the command that gave them."""
-    command = Markup("<h3>Command</h3><pre><code>{}</code></pre>").format(run.results.command)
-    tree = Markup('<h3>Resolved settings</h3><pre class="tall" tabindex="0"><code>{}</code></pre>').format(run.settings)
-    html = (command if run.results.command else Markup("")) + (tree if run.settings else Markup(""))
+    return settings_panel(run.results.command, run.settings)
+
+
+def settings_panel(given: str, resolved: str) -> Panel | None:
+    """A command and a tree of settings."""
+    command = Markup("<h3>Command</h3><pre><code>{}</code></pre>").format(given)
+    tree = Markup('<h3>Resolved settings</h3><pre class="tall" tabindex="0"><code>{}</code></pre>').format(resolved)
+    html = (command if given else Markup("")) + (tree if resolved else Markup(""))
     return Panel("Settings", html) if html else None
 
 
 @panel(position=90)
 def environment(run: Run) -> Panel | None:
     """Versions and hardware."""
-    facts = dict(run.results.environment)
+    return environment_panel(run.results.environment)
+
+
+def environment_panel(found: Mapping[str, Any]) -> Panel | None:
+    """The facts of an environment."""
+    facts = dict(found)
     if facts.get("commit"):
         facts["commit"] = f"{facts['commit'][:12]}{' with uncommitted changes' if facts.pop('dirty', False) else ''}"
     facts.pop("dirty", None)

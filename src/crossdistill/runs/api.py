@@ -66,7 +66,7 @@ def distill(
     """Distil a teacher, or an ensemble of several, into a student of any architecture.
 
     Args:
-        teacher: a trained model, or several: names as on the command line, or modules.
+        teacher: a trained model, or several: names as on the command line, or modules. Or the folder of a store.
         student: a name, or a module with a head for the data's classes (its weights are where training starts).
         method: a name that ``crossdistill methods`` lists.
         baseline: also train the student alone, to compare with.

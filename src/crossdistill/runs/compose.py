@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,11 @@ from crossdistill.data.sampler import num_steps
 from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, connect, process, total_steps, weights_for
 from crossdistill.errors import InputError
 from crossdistill.models import StagedModel, build
+from crossdistill.runs.identity import update_with
 from crossdistill.runs.objective import build_method, resolve_method
-from crossdistill.settings import ModelSettings, Settings, TeacherSettings, TrainSettings
-from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, MappedTeacher, make_class_map
+from crossdistill.runs.stores import check_stored, open_stored, refuse_as_model, store_of
+from crossdistill.settings import DataSettings, ModelSettings, Settings, TeacherSettings, TrainSettings
+from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, MappedTeacher, StoredTeacher, make_class_map
 
 STUDENT_VIEW = "student"
 
@@ -70,11 +71,8 @@ class Parts:
         """Hashes of what settings only name: classes, labels and file names of the data, and the teacher's weights."""
         data = hashlib.sha256(json.dumps(self.splits.class_names).encode())
         for source in (self.splits.train, self.splits.evaluation, self.splits.validation):
-            if isinstance(source, Stream):
-                data.update(source.identity())
-            elif source is not None:
-                names = (Path(source.describe(index)).name for index in range(len(source.targets)))
-                data.update(source.targets.tobytes() + "\n".join(names).encode())
+            if source is not None:
+                update_with(data, source)
         return {
             "data_sha256": data.hexdigest(),
             "teacher_sha256": None if self.teacher is None else self.teacher.fingerprint(),
@@ -109,16 +107,21 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
     if isinstance(splits.train, Stream):
         chosen = select_stream(splits.train, settings.data, hold_out)
     else:
-        chosen = select_training(splits.train.targets, settings.data, settings.seed, hold_out, splits.class_names)
+        seed = data_seed(settings.data, settings.seed)
+        chosen = select_training(splits.train.targets, settings.data, seed, hold_out, splits.class_names)
     labelled_ids = chosen.train_ids[chosen.labelled[chosen.train_ids]]
     # Without a teacher an unlabelled image teaches nothing; without it the student alone is as good as it gets.
     ids = chosen.train_ids if teacher is not None else labelled_ids
     loaders = _loaders(settings, splits, views_of(student, teacher), chosen, ids)
     weights_for(loaders[0], settings.train, num_classes)  # refused here, before anything is measured
     shared_steps = num_steps(len(chosen.train_ids), settings.train.batch_size)
+    train = _in_own_epochs(settings.train, own_steps=loaders[0].steps_per_epoch, shared_steps=shared_steps)
+    warnings = []
+    if isinstance(teacher, StoredTeacher):
+        warnings = check_stored(teacher, splits, loaders[0], train, max_corrupt_share=settings.data.max_corrupt_share)
     return Parts(
         _resolved(settings, student, loaders[0]),
-        _in_own_epochs(settings.train, own_steps=loaders[0].steps_per_epoch, shared_steps=shared_steps),
+        train,
         splits,
         student,
         teacher,
@@ -126,7 +129,13 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
         *loaders,
         num_labelled=len(labelled_ids),
         num_train=len(chosen.train_ids),
+        warnings=warnings,
     )
+
+
+def data_seed(data: DataSettings, seed: int) -> int:
+    """The seed of which images there are, of their order and of their random changes; ``seed`` is the run's."""
+    return seed if data.seed is None else data.seed
 
 
 def _resolved(settings: Settings, student: StagedModel, train_loader: TrainLoader | StreamLoader) -> Settings:
@@ -172,6 +181,8 @@ def model_of(
     A network given as an object is copied: every run of a plan starts from it, and none changes the caller's own.
     """
     given = (modules or {}).get(settings.name)
+    if given is None:
+        refuse_as_model(settings.name)
     return build(
         settings.name if given is None else copy.deepcopy(given),
         num_classes=None if class_names is None else len(class_names),
@@ -187,13 +198,25 @@ def model_of(
 def _teacher(settings: Settings, class_names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> Teacher | None:
     if not settings.teachers:
         return None
+    store = store_of(settings.teachers, modules)
+    if store is not None:
+        return open_stored(store, class_names, settings.train)
+    return live_teacher(settings.teachers, class_names, modules, allow_code=settings.allow_code)
+
+
+def live_teacher(
+    teachers: Sequence[TeacherSettings],
+    class_names: tuple[str, ...],
+    modules: Mapping[str, nn.Module],
+    *,
+    allow_code: bool = False,
+) -> FrozenTeacher | EnsembleTeacher:
+    """The networks of these settings as one teacher."""
     frozen = [
-        _frozen(one, class_names, modules, view=f"teacher{index}", allow_code=settings.allow_code)
-        for index, one in enumerate(settings.teachers)
+        _frozen(one, class_names, modules, view=f"teacher{index}", allow_code=allow_code)
+        for index, one in enumerate(teachers)
     ]
-    if len(frozen) == 1:
-        return frozen[0]
-    return EnsembleTeacher(frozen, [one.weight for one in settings.teachers])
+    return frozen[0] if len(frozen) == 1 else EnsembleTeacher(frozen, [one.weight for one in teachers])
 
 
 def _frozen(
@@ -212,18 +235,20 @@ def _frozen(
 
 
 def views_of(student: StagedModel, teacher: Teacher | None) -> dict[str, InputSpec]:
-    """What each network wants to see of an image, by view."""
-    views = {STUDENT_VIEW: student.spec.input}
+    """What each network wants to see of an image, by view; stored answers need no image."""
+    return {STUDENT_VIEW: student.spec.input, **teacher_views(teacher)}
+
+
+def teacher_views(teacher: Teacher | None) -> dict[str, InputSpec]:
+    """The same for the teacher's networks."""
     if isinstance(teacher, EnsembleTeacher):
-        views |= {one.view: one.spec.input for one in teacher.teachers}
-    elif isinstance(teacher, FrozenTeacher):
-        views[teacher.view] = teacher.spec.input
-    return views
+        return {one.view: one.spec.input for one in teacher.teachers}
+    return {teacher.view: teacher.spec.input} if isinstance(teacher, FrozenTeacher) else {}
 
 
-def _balanced(settings: Settings, chosen: Selection, ids: NDArray[np.int64]) -> bool:
+def is_balanced(data: DataSettings, chosen: Selection, ids: NDArray[np.int64]) -> bool:
     """Whether classes are sampled equally often, which needs a label for each training image."""
-    balanced = settings.data.sampling == "class_balanced"
+    balanced = data.sampling == "class_balanced"
     if balanced and not chosen.labelled[ids].all():
         raise InputError(
             f"data.sampling=class_balanced with {int((~chosen.labelled[ids]).sum())} of {len(ids)} training images "
@@ -237,7 +262,7 @@ def _balanced(settings: Settings, chosen: Selection, ids: NDArray[np.int64]) -> 
 def _loaders(
     settings: Settings, splits: Splits, views: dict[str, InputSpec], chosen: Selection, ids: NDArray[np.int64]
 ) -> tuple[TrainLoader | StreamLoader, EvalLoader | StreamEvalLoader, EvalLoader | StreamEvalLoader]:
-    data, balanced = settings.data, _balanced(settings, chosen, ids)
+    data, balanced = settings.data, is_balanced(settings.data, chosen, ids)
     on_device = data.augment_on == "device"
     rank, world_size = process()
     common: dict[str, Any] = {
@@ -247,7 +272,8 @@ def _loaders(
         "max_corrupt_share": data.max_corrupt_share,
     }
     training: dict[str, Any] = {
-        "seed": settings.seed,
+        "seed": data_seed(data, settings.seed),
+        "cycle_epochs": data.cycle_epochs,
         "batch_size": settings.train.batch_size,
         "device_batch_size": settings.train.device_batch_size,
         "augment_device": connect(settings.device, settings.train.precision).device if on_device else None,

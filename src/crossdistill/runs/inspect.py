@@ -19,6 +19,7 @@ from crossdistill.errors import InputError
 from crossdistill.models import StagedModel, build
 from crossdistill.models.names import parse
 from crossdistill.runs.compose import STUDENT_VIEW
+from crossdistill.runs.stores import refuse_as_model
 from crossdistill.settings import DataSettings, overridden, validate
 from crossdistill.teachers import ClassMap, FrozenTeacher, MappedTeacher, make_class_map
 from crossdistill.teachers.class_map import Given
@@ -127,7 +128,7 @@ class _Mapped(MappedTeacher):
     @torch.no_grad()
     def signals(self, batch: Batch) -> Outputs:
         """The mapped outputs, counted before they are mapped."""
-        outputs = FrozenTeacher.signals(self, batch)
+        outputs = FrozenTeacher.answer(self, batch, ())
         found = self.stands_for[outputs.require("logits").argmax(dim=1)]
         self.num_correct += ((found == batch.target) & (batch.target != UNLABELLED)).sum()
         return self.in_student_classes(outputs)
@@ -146,6 +147,7 @@ def predict(
     Raises:
         InputError: a model without class names, or an image that cannot be read (named; none is skipped silently).
     """
+    refuse_as_model(model)
     built = build(str(model), allow_code=allow_code)
     class_names = built.spec.class_names
     if class_names is None:
@@ -170,6 +172,7 @@ def predict(
 def _check_trained(model: str | Path | nn.Module) -> None:
     if isinstance(model, nn.Module):
         return
+    refuse_as_model(model)
     named = parse(str(model))
     if named.is_random:
         raise InputError(

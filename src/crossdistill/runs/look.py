@@ -20,7 +20,7 @@ from crossdistill.data.summary import Summary, summarise
 from crossdistill.errors import InputError
 from crossdistill.files import write_bytes, writing
 from crossdistill.report.samples import draw_samples
-from crossdistill.runs.compose import model_of
+from crossdistill.runs.compose import data_seed, model_of
 from crossdistill.runs.recipes import read_recipe
 from crossdistill.runs.sample_views import Training, choose_samples, sample_rows
 from crossdistill.settings import (
@@ -82,7 +82,9 @@ def look(
     _check(seed, picture)
     settings = _settings(source, recipe, overrides, image_size)
     splits = _open(settings.data)
-    training = _training(settings, splits, image_size, settings.seed if seed is None else seed)
+    training = _training(
+        settings, splits, image_size, data_seed(settings.data, settings.seed) if seed is None else seed
+    )
     shown = _draw(training, settings, num_samples, picture)
     return {
         "source": source,

@@ -12,10 +12,7 @@ from crossdistill.contracts import Batch, Composite, Method, ModelSpec, Modules,
 from crossdistill.errors import InputError, UnsuitablePair
 from crossdistill.registry import METHODS
 from crossdistill.settings import options_of, resolve_options
-from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_signals
-
-_ENSEMBLE_ANSWERS: frozenset[Signal] = frozenset({"logits"})
-"""What several teachers have one answer for; of the rest each has its own."""
+from crossdistill.teachers import ANSWERED_TOGETHER, FrozenTeacher, Known, are_several, check_signals
 
 _TOO_LARGE = ("allocate", "overflow", "out of memory")
 """What PyTorch says, in lower case, of tensors that no memory holds."""
@@ -42,7 +39,7 @@ def resolve_method(name: str, options: Mapping[str, Any], *, prefix: str = "meth
 def build_method(
     name: str, options: Mapping[str, Any], student: nn.Module, teacher: Teacher | None, *, num_classes: int
 ) -> Method:
-    """Build the method of a run, and let several teachers pass on what it needs of each.
+    """Build the method of a run, and let live teachers pass on what it needs of each.
 
     A method that needs logits only hears several teachers as one, their ensemble. One that needs more is built once a
     teacher, and its losses are summed with the teachers' weights. A sum of methods follows this rule part by part.
@@ -64,8 +61,10 @@ def build_method(
         serving = _serving(name, student, teacher, num_classes)
         advice = f"methods that serve this pair: {', '.join(serving)}" if serving else "no method serves this pair"
         raise UnsuitablePair(error.given, error.expected, f"{error.action}; {advice}") from error
-    if isinstance(teacher, EnsembleTeacher):
+    if are_several(teacher):
         teacher.passes_on = _of_each(method)
+    elif isinstance(teacher, FrozenTeacher):
+        teacher.passes_on = method.needs
     return method
 
 
@@ -115,20 +114,28 @@ def _build(
             for part, given in value.counting(**options).items()
         }
         return value.build(*_specs(student, teacher), parts, num_classes=num_classes, **options)
-    if not isinstance(teacher, EnsembleTeacher):
+    if not are_several(teacher):
         return _for_one(name, options, student, teacher, num_classes)
     with torch.random.fork_rng(devices=[]):  # its options decide what it needs, so it takes building to find out
-        needs = _for_one(name, options, student, teacher.teachers[0], num_classes).needs
-    if needs <= _ENSEMBLE_ANSWERS:
+        needs = _made(name, options, student, teacher.teachers[0], num_classes).needs
+    if needs <= ANSWERED_TOGETHER:
         return _for_one(name, options, student, teacher, num_classes)
     each = {one.view: _for_one(name, options, student, one, num_classes) for one in teacher.teachers}
     return PerTeacher(each, teacher.weights)
 
 
 def _for_one(
-    name: str, options: Mapping[str, Any], student: nn.Module, teacher: Teacher | None, num_classes: int
+    name: str, options: Mapping[str, Any], student: nn.Module, teacher: Known | None, num_classes: int
 ) -> Method:
     """The method for one teacher, or for the one voice of several."""
+    method = _made(name, options, student, teacher, num_classes)
+    if teacher is not None:
+        check_signals(method, teacher)  # options may make it need more than its class says
+    return method
+
+
+def _made(name: str, options: Mapping[str, Any], student: nn.Module, teacher: Known | None, num_classes: int) -> Method:
+    """The method as it builds itself, whether or not the teacher holds all that it turns out to need."""
     value: type[Method] = METHODS.get(name).value
     modules = None
     if teacher is not None and "modules" in value.needs:  # without them there is nothing to build with
@@ -136,17 +143,14 @@ def _for_one(
     if "modules" in value.needs and isinstance(teacher, FrozenTeacher):
         modules = Modules(student, teacher.model, teacher.view)
     try:
-        method = value.build(*_specs(student, teacher), num_classes=num_classes, modules=modules, **options)
+        return value.build(*_specs(student, teacher), num_classes=num_classes, modules=modules, **options)
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # PyTorch has one for each place
         if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in _TOO_LARGE):
             raise
         raise _too_large(name, options, error) from error
-    if teacher is not None:
-        check_signals(method, teacher)  # options may make it need more than its class says
-    return method
 
 
-def _specs(student: nn.Module, teacher: Teacher | None) -> tuple[Any, Any]:
+def _specs(student: nn.Module, teacher: Known | None) -> tuple[Any, Any]:
     return student.spec, teacher.spec if teacher is not None else None
 
 

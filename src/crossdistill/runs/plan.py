@@ -17,6 +17,7 @@ from crossdistill.runs.folder import RunFolder
 from crossdistill.runs.objective import resolve_method
 from crossdistill.runs.results import Results, merge
 from crossdistill.runs.single import TeacherFigures, run_single, try_out
+from crossdistill.runs.stores import check_seeds as check_stored_seeds
 from crossdistill.settings import MethodSettings, Settings
 
 
@@ -104,6 +105,7 @@ def execute(
         modules: networks given as objects, by the name that the settings use for them.
     """
     members = plan.members()
+    check_stored_seeds(plan.settings, plan.seeds, modules or ())
     if dry_run:
         RunFolder(out).check(plan.settings, resume=resume, several=len(members) > 1)
         by_variant = {_variant(settings): settings for settings in members.values()}

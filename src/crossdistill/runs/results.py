@@ -62,7 +62,7 @@ def make_results(
         "settings": settings,
         "environment": environment(),
         "seconds": seconds,
-        "command": _command(),
+        "command": command_line(),
     }
 
 
@@ -74,7 +74,8 @@ def few_labels_note(num_labelled: int, num_train: int) -> str:
     )
 
 
-def _command() -> str:
+def command_line() -> str:
+    """What was typed to get here; from Python nothing was."""
     from_command_line = sys.argv[0].endswith(("/crossdistill", "crossdistill/__main__.py"))
     return shlex.join(["crossdistill", *sys.argv[1:]]) if from_command_line else "from Python"
 

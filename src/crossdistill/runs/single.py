@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
-from crossdistill.analysis import cost
-from crossdistill.contracts import ModelSpec, Teacher
+from crossdistill.contracts import ModelSpec
 from crossdistill.data.duplicates import crossing
 from crossdistill.engine import (
     FitResult,
@@ -28,10 +26,11 @@ from crossdistill.engine import (
 )
 from crossdistill.export import export_student
 from crossdistill.runs.compose import Parts, compose
+from crossdistill.runs.costs import network_cost, teacher_cost
 from crossdistill.runs.folder import RunFolder
 from crossdistill.runs.results import Results, Row, few_labels_note, make_results, make_row
 from crossdistill.settings import Settings
-from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, check_above_chance
+from crossdistill.teachers import StoredTeacher, check_above_chance
 
 DRY_RUN_STEPS = 2
 DRY_RUN_BATCHES = 8
@@ -126,6 +125,9 @@ def _measured_before(parts: Parts, accelerator: Accelerator, known: TeacherFigur
 def _measure_teacher(parts: Parts, accelerator: Accelerator, max_batches: int | None = None) -> dict[str, Any] | None:
     if parts.teacher is None:
         return None
+    if isinstance(parts.teacher, StoredTeacher):  # its network is not here; it was measured when it answered
+        measured: dict[str, Any] = parts.teacher.store.manifest.facts["evaluation"]
+        return measured
     return evaluate(parts.teacher, parts.test_loader, accelerator=accelerator, max_batches=max_batches)
 
 
@@ -136,7 +138,8 @@ def _check_teacher(parts: Parts, figures: dict[str, Any] | None, progress: Repor
         return None
     top1: float = figures["top1"]
     num_images = figures["num_samples"]
-    shown = f"{parts.splits.evaluation_name} ({num_images} {'image' if num_images == 1 else 'images'})"
+    split = figures.get("split", parts.splits.evaluation_name)
+    shown = f"{split} ({num_images} {'image' if num_images == 1 else 'images'})"
     progress.message(f"teacher {teacher.spec.name}: top-1 {top1:.2%} on {shown}")
     warning = check_above_chance(top1, num_images, teacher.spec.num_classes, allow=allow)
     if warning:
@@ -174,7 +177,7 @@ def _student_row(parts: Parts, final: dict[str, Any]) -> Row:
         seed=parts.settings.seed,
         top1=final["top1"],
         folder=".",
-        cost=_cost(parts.student, parts.student.spec),
+        cost=network_cost(parts.student, parts.student.spec),
         num_labels=parts.num_labelled,
     )
 
@@ -184,7 +187,7 @@ def _teacher_rows(parts: Parts, top1: float | None) -> list[Row]:
     if teacher is None or top1 is None:
         return []
     name, seed = teacher.spec.name, parts.settings.seed
-    return [make_row("teacher", name, seed=seed, top1=top1, folder=None, cost=_teacher_cost(teacher))]
+    return [make_row("teacher", name, seed=seed, top1=top1, folder=None, cost=teacher_cost(teacher))]
 
 
 def _note_corrupt(parts: Parts) -> None:
@@ -228,27 +231,6 @@ def _results(parts: Parts, rows: list[Row], *, num_evaluation: int, seconds: flo
         seconds=seconds,
         warnings=parts.warnings,
     )
-
-
-def _cost(model: nn.Module, spec: ModelSpec) -> dict[str, Any]:
-    # Timing must not move the generators that training uses, nor depend on what is left in them.
-    with torch.random.fork_rng(devices=[]):
-        measured = cost(model, spec.input)
-    return {
-        "num_parameters": measured.num_parameters,
-        "gmacs": measured.gmacs,
-        "latency_ms": measured.latency_ms,
-    }
-
-
-def _teacher_cost(teacher: Teacher) -> dict[str, Any] | None:
-    """Of an ensemble the sum over its members, which answer one after the other."""
-    if isinstance(teacher, FrozenTeacher):
-        return _cost(teacher.model, teacher.spec)
-    if isinstance(teacher, EnsembleTeacher):
-        each = [_cost(one.model, one.spec) for one in teacher.teachers]
-        return {key: sum(one[key] for one in each) for key in each[0]}
-    return None
 
 
 def _reporter(accelerator: Accelerator, *, quiet: bool) -> Reporter:

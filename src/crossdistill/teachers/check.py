@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 
-from crossdistill.contracts import Method, Teacher
+from crossdistill.contracts import Method, Signal
 from crossdistill.errors import InputError, UnsuitablePair
-from crossdistill.teachers.ensemble import EnsembleTeacher
+from crossdistill.teachers.several import Known, are_several
+from crossdistill.teachers.stored import StoredMember, StoredTeacher
 
 STANDARD_ERRORS = 3
 
+ANSWERED_TOGETHER: frozenset[Signal] = frozenset({"logits"})
+"""What several teachers have one answer for; of the rest each has its own."""
 
-def check_signals(method: type[Method] | Method, teacher: Teacher) -> None:
+
+def check_signals(method: type[Method] | Method, teacher: Known) -> None:
     """Refuse a teacher that does not hold what the method needs; of several, the first that does not.
 
     Raises:
         UnsuitablePair: naming the missing signals.
     """
-    for one in teacher.teachers if isinstance(teacher, EnsembleTeacher) else (teacher,):
+    one_by_one = are_several(teacher) and not method.needs <= ANSWERED_TOGETHER
+    for one in teacher.teachers if one_by_one else (teacher,):  # type: ignore[attr-defined]
         missing = method.needs - one.holds
         if missing:
             name = method.__name__ if isinstance(method, type) else type(method).__name__
@@ -25,8 +30,16 @@ def check_signals(method: type[Method] | Method, teacher: Teacher) -> None:
                 f"method {name}, which needs {_words(method.needs)}, and teacher {one.spec.name}, "
                 f"which holds {_words(one.holds)}",
                 f"a teacher that also holds {_words(missing)}",
-                "give a live teacher without a class map, or choose a method that needs less",
+                _remedy(one, missing),
             )
+
+
+def _remedy(teacher: Known, missing: frozenset[Signal]) -> str:
+    stored = isinstance(teacher, StoredTeacher | StoredMember)
+    if stored and missing == {"embedding"}:
+        return "store its answers with --embeddings, in another folder, or choose a method that needs less"
+    live = "the live teacher, which is asked in every step" if stored else "a live teacher without a class map"
+    return f"give {live}, or choose a method that needs less"
 
 
 def check_above_chance(accuracy: float, num_samples: int, num_classes: int, *, allow: bool) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from crossdistill import __version__, cli
 from crossdistill.errors import InputError, Interrupted
 
-COMMANDS = ["", "quickstart", "train", "distill", "evaluate", "predict", "data", "methods", "models"]
+COMMANDS = ["", "quickstart", "train", "distill", "evaluate", "predict", "data", "methods", "models", "bench speed"]
 RECIPES = ["recipes", "recipes ls", "recipes show", "recipes copy", "recipes run"]
 
 
@@ -72,7 +72,7 @@ def test_only_the_first_of_several_processes_prints_results(monkeypatch, capsys,
     assert printed.err.splitlines()[0] == "process 1,      given: a"
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *RECIPES])
+@pytest.mark.parametrize("command", [*COMMANDS, *RECIPES, "bench"])
 def test_help_has_an_example_and_fits_80_columns(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.run([*command.split(), "--help"]) == 0

@@ -110,6 +110,16 @@ def test_each_teacher_counts_by_its_weight_and_is_asked_as_it_would_be_alone(nam
             torch.testing.assert_close(found[f"{loss}_{member.view}"], weight * value)
 
 
+def test_a_live_teacher_passes_on_what_its_method_needs(student, teachers, batch):
+    one = teachers["teacher0"]
+    for name in ("fitnet", "crd", "kd"):
+        method = method_of(name, student, one)
+        answer = one.signals(batch)
+        assert one.passes_on == method.needs
+        assert answer.logits is not None  # whoever measures the teacher reads them
+        assert (answer.stages is not None, answer.embedding is not None) == (name == "fitnet", name == "crd")
+
+
 def test_only_the_ratios_of_weights_matter(student, teachers, batch):
     members = list(teachers.values())[:2]
     small, large = (EnsembleTeacher(members, weights) for weights in ([1, 3], [10, 30]))

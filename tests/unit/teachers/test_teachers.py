@@ -1,7 +1,10 @@
 """Teachers answer alike, never change, and are checked before anything is trained on them."""
 
 import copy
+import gc
 import math
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +88,64 @@ def test_an_ensemble_passes_on_of_each_teacher_what_it_is_asked_for_and_no_more(
                 kept = getattr(member, name)
                 assert torch.equal(kept, getattr(own, name)) if name in signals else kept is None
             assert member.stages is None
+
+
+class Staged(SmallNet):
+    """Two stages, of which somebody counts how many are still there, and whether it runs in inference mode."""
+
+    def __init__(self, **changes):
+        super().__init__(**changes)
+        self.alive, self.inference = weakref.WeakSet(), None
+
+    def forward(self, images):
+        self.inference = torch.is_inference_mode_enabled()
+        stages = tuple(images.flatten(1) * factor for factor in (1.0, 2.0))
+        for stage in stages:
+            self.alive.add(Watched(stage))
+        return replace(super().forward(images), stages=stages)
+
+
+class Watched:
+    """Lives as long as a tensor's storage does, which weak references to tensors do not show."""
+
+    def __init__(self, tensor):
+        tensor.watched = self
+
+
+SETS = [set(), {"logits"}, {"embedding"}, {"logits", "embedding"}, {"stages"}, {"logits", "stages"}, {"modules"}]
+
+
+@pytest.mark.parametrize("signals", SETS, ids=lambda signals: "+".join(sorted(signals)) or "none")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_frozen_teacher_passes_on_what_is_asked_for_as_tensors_one_can_train_with(batch, signals, precision):
+    teacher = FrozenTeacher(Staged())
+    everything = teacher.signals(batch)
+    assert len(everything.stages) == 2
+    assert not teacher.model.inference
+    teacher.passes_on = frozenset(signals)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        outputs = teacher.signals(batch)
+    assert outputs.logits.dtype == precision
+    assert teacher.model.inference == signals.isdisjoint({"stages", "modules"})
+    assert (outputs.embedding is not None) == ("embedding" in signals)
+    assert (outputs.stages is not None) == ("stages" in signals)
+    tolerance = {"rtol": 0, "atol": 0} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(outputs.logits.float(), everything.logits, **tolerance)
+    for tensor in (outputs.logits, outputs.embedding, *(outputs.stages or ())):
+        if tensor is not None:
+            weight = torch.ones_like(tensor, requires_grad=True)
+            (weight * tensor).sum().backward()  # an inference tensor could not be saved for this
+            assert torch.equal(weight.grad, tensor)
+
+
+@pytest.mark.parametrize("signals", [{"logits"}, {"logits", "stages"}])
+def test_stages_that_nobody_asks_for_are_free_when_the_teacher_has_answered(batch, signals):
+    teacher = FrozenTeacher(Staged())
+    teacher.passes_on = frozenset(signals)
+    outputs = teacher.signals(batch)
+    gc.collect()
+    assert len(teacher.model.alive) == (2 if "stages" in signals else 0)
+    assert outputs.logits is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
