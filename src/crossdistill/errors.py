@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class InputError(ValueError):
@@ -13,7 +14,12 @@ class InputError(ValueError):
         given: what was found, with the user's own words and shapes in it.
         expected: what would have been right.
         action: what to do about it.
+
+    Attributes:
+        result: what the command found all the same, for those who asked for JSON.
     """
+
+    result: Mapping[str, Any] | None = None
 
     def __init__(self, given: str, expected: str, action: str) -> None:
         self.given, self.expected, self.action = given, expected, action

@@ -116,11 +116,12 @@ CASES = {
     "no value": (f"{TRAIN} train.lr", "override 'train.lr'", "key=value", "equals sign"),
     "a word for a number": (f"{TRAIN} train.lr=fast", "train.lr = 'fast'", "a valid number", "change train.lr"),
     "out of range": (
-        f"{TRAIN} --batch-size 0",
+        f"{TRAIN} train.batch_size=0",
         "train.batch_size = 0",
         "greater than or equal to 1",
         "train.batch_size",
     ),
+    "option out of range": (f"{TRAIN} --batch-size 0", "--batch-size 0", "a whole number from 1 on", "a larger number"),
     "not a choice": (f"{TRAIN} --device gpu", "device = 'gpu'", "'auto', 'cpu' or 'cuda'", "change device"),
     "not a number": (f"{TRAIN} --epochs many", "'--epochs'", "crossdistill train [OPTIONS]", "--help"),
     "a size too small": (

@@ -16,8 +16,12 @@ import torch
 from PIL import Image
 
 from crossdistill import cli
+from crossdistill.errors import InputError
 from crossdistill.models import build
-from crossdistill.store import Store, StoreWriter
+from crossdistill.runs.stores import evaluation_of
+from crossdistill.store import Keep, Manifest, Store, StoreWriter
+from crossdistill.store import read as reads
+from crossdistill.store import write as writes
 from samples import image_folder, launch, stores
 
 MESSAGE = re.compile(
@@ -135,7 +139,6 @@ def test_jobs_write_parts_of_one_store(world, tmp_path, capsys):
     assert files(tmp_path) == files(world.plain)
 
 
-@pytest.mark.slow
 def test_two_processes_write_one_store(world, tmp_path):
     words = shlex.split(f"{WRITE} --epochs 2 --out {tmp_path / 'store'} --json".format(**vars(world)))
     done = launch.run(*words, num_processes=2)
@@ -159,15 +162,44 @@ def test_a_killed_writer_leaves_whole_shards_and_the_same_command_goes_on(world,
     assert {name: content for name, content in files(out).items() if name in whole} == whole
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """What functions were called with, by their place."""
+
+    def count(owner, name):
+        method, calls = getattr(owner, name), []
+        monkeypatch.setattr(owner, name, lambda *given: (calls.append(given), method(*given))[1])
+        return calls
+
+    return count
+
+
+def test_every_header_is_looked_at_once_before_a_run_and_in_a_pass(world, copy, counted):
+    places = [(epoch, shard) for epoch in range(2) for shard in range(3)]
+    read, written = counted(reads, "check_header"), counted(writes, "check_header")
+    stores.parts_of(copy)
+    assert [call[2:] for call in read] == places
+    read.clear()
+    opened = counted(writes, "remove_abandoned")
+    assert run(world, f"{WRITE} --epochs 2 --out {copy}") == 0
+    assert [call[2:] for call in written] == places
+    assert read == []
+    assert len(opened) == 3  # the store's folder and its epochs', once
+    (copy / "epoch-0001" / SHARD).unlink()
+    written.clear()
+    assert run(world, f"{WRITE} --epochs 2 --out {copy}") == 0
+    assert [call[2:] for call in written] == [*places, (1, 1)]
+
+
 def stopping_after(monkeypatch, owner, name, count):
     """The method sends this process an interruption when it is called for the ``count``-th time."""
     method, calls = getattr(owner, name), []
 
-    def stop(*arguments):
+    def stop(*arguments, **more):
         calls.append(arguments)
         if len(calls) == count:
             os.kill(os.getpid(), signal.SIGINT)
-        return method(*arguments)
+        return method(*arguments, **more)
 
     monkeypatch.setattr(owner, name, stop)
 
@@ -276,7 +308,11 @@ CASES = {
     ),
     "more images": (D + " data.limit_train=120", "120 training images, 24 of them without an answer", "all images"),
     "mixed with others": (M + " data.limit_train=80", "order.num_images: stored 96, now 80", "another folder"),
-    "mixed with unlabelled": (M + " data.labels_per_class=2", "order.labelled_sha256: stored", "another folder"),
+    "mixed with unlabelled": (
+        M + " data.labels_per_class=2",
+        "which images have a label differs",
+        "labels_per_class to `store`",
+    ),
     "mixed in odd steps": (
         M + " --batch-size 31",
         "stored 'of every two images', now 'within steps of 31",
@@ -295,7 +331,12 @@ CASES = {
     "evaluate": ("evaluate {plain} --data digits", "a store of a teacher's answers", "give the network"),
     "predict": ("predict {plain} image.png", "a store of a teacher's answers", "give the network"),
     # the store command
-    "append of another teacher": (W + " --teacher {vit}", "teacher.sha256: stored", "another folder"),
+    "append of another teacher": (W + " --teacher {vit}", "the teacher's weights differ", "another folder"),
+    "append with other arguments": (
+        W + " teachers.0.args.act_layer=relu",
+        "networks.0.args.act_layer: stored 'unset', now 'relu'",
+        "another folder",
+    ),
     "append at another size": (W + " teachers.0.image_size=32", "image_size.0: stored 24, now 32", "another folder"),
     "append in another precision": (W + " --precision bf16", "precision: stored 'fp32', now 'bf16'", "another folder"),
     "append of another seed": (W + " --seed 3", "images.seed: stored 0, now 3", "another folder"),
@@ -306,8 +347,13 @@ CASES = {
     "guesses": (W + " allow_untrained_teacher=false --out {root}/never", "guessing gives 10.0%", "allow_untrained"),
     "store of a store": (W + " --teacher {plain} --out {root}/never", "a store of a teacher's answers", "give the net"),
     "class count": (W + " --teacher {three} --out {root}/never", "3", "train"),
-    "no epochs": (W + " --epochs 0", "--epochs 0", "give the epochs"),
-    "no classes": (W + " --top-k 0 --out {root}/never", "--top-k 0", "give fewer"),
+    "no epochs": (W + " --epochs 0", "--epochs 0", "a larger number"),
+    "more epochs than are shown": (
+        W + " --epochs 3 data.cycle_epochs=2",
+        "--epochs 3 with data.cycle_epochs=2",
+        "--epochs 2, or leave out",
+    ),
+    "no classes": (W + " --top-k 0 --out {root}/never", "--top-k 0", "a larger number"),
     "part": (W + " --part 3/2", "--part 3/2", "number the jobs from 1"),
     "part of what": (W + " --part half", "--part 'half'", "number the jobs from 1"),
     "key": (W + " train.lr=0.1", "unknown key 'train.lr'", "known"),
@@ -325,6 +371,55 @@ def test_what_does_not_fit_is_refused_with_the_difference_and_what_to_do(world, 
     assert re.search(action, found["action"]), found["action"]
     assert not (world.root / "never").exists()
     assert launch.fingerprints(world.plain) == before
+
+
+NETWORK = """
+import timm
+def build(num_classes):
+    return timm.create_model("test_vit", num_classes=num_classes, img_size=32, act_layer="gelu")
+"""
+
+
+@pytest.mark.parametrize(
+    "keep", ["", *(pytest.param(one, marks=pytest.mark.slow) for one in ("--embeddings --top-k 2", "--precision bf16"))]
+)
+def test_a_teacher_whose_code_was_changed_is_asked_again_and_refused(world, refused, tmp_path, keep):
+    """Its weights are the same, and so are its name, arguments and view."""
+    code, out = tmp_path / "net.py", tmp_path / "store"
+    code.write_text(NETWORK)
+    line = f"store --teacher file:{code}:build teachers.0.init={{root}}/vit.safetensors {ASKED} --shard-size 32"
+    line += f" --allow-code {keep}"
+    assert run(world, f"{line} --epochs 1 --out {out}") == 0
+    before = launch.fingerprints(out)
+    assert run(world, f"{line} --epochs 1 --batch-size 20 --out {out}") == 0  # other batches only round otherwise
+    code.write_text(NETWORK.replace("gelu", "relu"))
+    found = refused(f"{line} --epochs 2 --out {out}")
+    assert re.search(r"stored by another network, code or version.* off by up to \d", found["given"], re.S)
+    assert "another folder" in found["action"]
+    assert launch.fingerprints(out) == before
+
+
+def test_a_teacher_measured_otherwise_than_the_student_is_said_to_be(world, tmp_path, capsys):
+    more = "data.eval_crop_pct=0.8 --epochs 1"
+    assert run(world, f"distill --teacher {{plain}} {TRAIN} {more} --out {tmp_path / 'run'} --json") == 0
+    (warning,) = (text for text in json.loads(capsys.readouterr().out)["warnings"] if "was measured when" in text)
+    assert "data.eval_crop_pct=null and not 0.8" in warning
+
+
+def test_pictures_that_were_changed_in_place_are_noticed(world, refused, tmp_path):
+    pets = shutil.copytree(world.pets, tmp_path / "pets")
+    more = f"--data folder:{pets} data.limit_train=null --epochs 1"
+    store = f"store --teacher {{three}} teachers.0.image_size=24 {ASKED} {more} --out {tmp_path / 'store'}"
+    assert run(world, store) == 0
+    for path in (pets / "train").rglob("*.png"):
+        with Image.open(path) as image:
+            changed = image.point(lambda value: value // 2)
+        changed.save(path)
+    train = f"distill --teacher {tmp_path / 'store'} {TRAIN} {more} --out {tmp_path / 'run'}"
+    for line in (train, store):
+        found = refused(line)
+        assert "pixels of the training images differ" in found["given"]
+        assert "as they were when they were stored" in found["action"]
 
 
 def test_a_remote_stream_is_refused(refused, tmp_path):
@@ -354,3 +449,64 @@ def test_unreadable_images_are_left_out_of_store_and_run(world, tmp_path, capsys
     capsys.readouterr()
     assert run(world, f"{train} data.max_corrupt_share=0.1 --out {tmp_path / 'other'}") == cli.EXIT_BAD_INPUT
     assert "36 training images, 1 of them without an answer" in capsys.readouterr().err
+
+
+def test_an_image_that_could_not_be_read_in_a_later_epoch_is_known_before_the_run(world, refused, tmp_path, capsys):
+    pets = shutil.copytree(world.pets, tmp_path / "pets")
+    broken = pets / "train" / "bee" / "3.png"
+    content = broken.read_bytes()
+    common = f"--data folder:{pets} --batch-size 8 allow_untrained_teacher=true --device cpu --json"
+    write = f"store --teacher {{three}} teachers.0.image_size=24 {common} --shard-size 8 --out {tmp_path / 'store'}"
+    write += " data.max_corrupt_share=0.1"
+    train = f"distill --teacher {tmp_path / 'store'} --student mixer_tiny --image-size 16 {common} --epochs 3"
+    assert run(world, f"{write} --epochs 1") == 0
+    broken.write_bytes(content[:60])
+    assert run(world, f"{write} --epochs 2") == 0
+    mended = f"{train} --out {tmp_path / 'run'}"
+    broken.write_bytes(content)
+    assert run(world, f"{write} --epochs 3") == 0
+    found = refused(mended)
+    assert f"36 training images, 1 of them without an answer in epoch 1 of store {tmp_path / 'store'}" in found["given"]
+    named = re.search(r"shard (\d) of epoch 1 was written while this image could not be read: remove (\S+)", found[3])
+    assert named[2] == f"epoch-0001/shard-0000{named[1]}.safetensors"
+    (tmp_path / "store" / named[2]).unlink()
+    capsys.readouterr()
+    assert run(world, f"{write} --epochs 3") == 0
+    assert 0 < json.loads(capsys.readouterr().out)["images_written"] <= 8
+    assert run(world, mended) == 0
+
+
+def test_an_image_that_comes_more_often_than_a_store_can_count_is_refused(world, refused, tmp_path, monkeypatch):
+    pets = shutil.copytree(world.pets, tmp_path / "pets")
+    for path in sorted((pets / "train" / "cat").iterdir())[3:]:
+        path.unlink()
+    write = f"store --teacher {{three}} teachers.0.image_size=24 --data folder:{pets} data.sampling=class_balanced"
+    write += " --batch-size 8 --epochs 1 allow_untrained_teacher=true --device cpu --dry-run"
+    monkeypatch.setattr("crossdistill.runs.store_pass.LARGEST_OCCURRENCE", 2)
+    assert run(world, f"{write} --out {tmp_path / 'store'}") == 0
+    monkeypatch.setattr("crossdistill.runs.store_pass.LARGEST_OCCURRENCE", 1)
+    found = refused(f"{write} --out {tmp_path / 'store'}")
+    assert "shows an image 3 times an epoch" in found["given"]
+    assert "at most 2 times" in found["expected"]
+    assert "data.sampling=shuffled" in found["action"]
+
+
+@pytest.mark.parametrize(
+    ("section", "without", "words"),
+    [("identity", "images", "the seed of its images"), ("facts", "evaluation", "how good its teacher is")],
+)
+def test_a_store_of_another_writer_that_says_too_little_is_refused(
+    world, refused, copy, tmp_path, section, without, words
+):
+    tree = json.loads((copy / "manifest.json").read_bytes())
+    del tree[section][without]
+    sizes = (tree[name] for name in ("num_classes", "num_samples", "shard_size"))
+    StoreWriter.open(tmp_path / "bare", Manifest(tree["identity"], tree["facts"], *sizes, Keep(**tree["keep"])))
+    if section == "facts":
+        with pytest.raises(InputError, match=words):
+            evaluation_of(Store.open(tmp_path / "bare"))
+        found = refused(f"{WRITE} --epochs 2 --out {tmp_path / 'bare'}")
+    else:
+        found = refused(f"distill --teacher {tmp_path / 'bare'} {TRAIN} --epochs 1 --out {tmp_path / 'run'}")
+    assert f"whose manifest does not describe {words} (KeyError: '{without}')" in found["given"]
+    assert "store the teacher's answers again" in found["action"]

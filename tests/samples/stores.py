@@ -61,7 +61,11 @@ def parts_of(teachers: Path | Sequence[nn.Module], *overrides: str, method: str 
     # Plain gradient descent passes differences on in proportion; an adaptive optimiser would turn noise into steps.
     loop = [f"train.epochs={EPOCHS}", "train.log_every=1", "train.optimizer=sgd", "train.lr=0.02"]
     plan = make_plan(tree, [*DIGITS, *loop, "allow_untrained_teacher=true", *overrides], seeds=(seed,))
-    return compose(plan.settings, live)
+    parts = compose(plan.settings, live)
+    with torch.random.fork_rng(devices=[]):  # of zeros, as they are, no correlation can be taken
+        torch.manual_seed(seed)
+        nn.init.normal_(parts.student.net.get_classifier().weight, std=0.2)
+    return parts
 
 
 class _Losses(Quiet):
@@ -113,6 +117,20 @@ class Changed:
 
     def fingerprint(self) -> str:
         return self.teacher.fingerprint()
+
+
+def rounded_to(bits: int, outputs: Outputs) -> Outputs:
+    """Numbers of so many binary digits, fp16 has 11: logits below the row's largest, and embeddings as they are."""
+
+    def rounded(values: torch.Tensor) -> torch.Tensor:
+        digits, exponent = torch.frexp(values.double())
+        return torch.ldexp((digits * 2**bits).round() / 2**bits, exponent).float()
+
+    logits, embedding = outputs.logits, outputs.embedding
+    if logits is not None:
+        largest = logits.max(dim=1, keepdim=True).values
+        logits = rounded(logits - largest) + largest
+    return replace(outputs, logits=logits, embedding=None if embedding is None else rounded(embedding))
 
 
 def in_fp16(outputs: Outputs) -> Outputs:

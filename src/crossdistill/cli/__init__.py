@@ -9,7 +9,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from crossdistill.errors import InputError, Interrupted
 
@@ -36,10 +37,11 @@ def _run(arguments: list[str]) -> int:
         with _plain_warnings():
             return call(arguments)
     except InputError as error:
-        _say(arguments, {"given": error.given, "expected": error.expected, "what to do": error.action})
+        _say(arguments, {"given": error.given, "expected": error.expected, "what to do": error.action}, error.result)
         return EXIT_BAD_INPUT
     except (Interrupted, KeyboardInterrupt) as error:
-        _say(arguments, {"interrupted": str(error) or "stopped at once; checkpoints written before are whole"})
+        reason = str(error).removeprefix("interrupted").lstrip("; ")  # the word stands before it already
+        _say(arguments, {"interrupted": reason or "stopped at once; checkpoints written before are whole"})
         return EXIT_INTERRUPTED
     except Exception as error:
         traceback.print_exc()
@@ -56,9 +58,9 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _say(arguments: list[str], facts: dict[str, str]) -> None:
+def _say(arguments: list[str], facts: dict[str, str], result: Mapping[str, Any] | None = None) -> None:
     if "--json" in arguments:
-        print(json.dumps({"error": facts}))
+        print(json.dumps({**(result or {}), "error": facts}))
     width = max(map(len, facts))
     speaker = f"process {_rank()}, " if _rank() else ""
     # In one piece, since several processes may say the same at the same time.

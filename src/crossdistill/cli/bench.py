@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crossdistill.cli.options import ClassMap, Training, training_command
+from crossdistill.cli.options import ClassMap, Training, at_least, training_command
 from crossdistill.cli.show import print_json, print_table, show_results
 
 _HELP = """Measure speed on your own networks, data and machine.
@@ -51,6 +51,8 @@ def speed(
     shares of the parts; then some are taken in turn with plain training of the same student. Nothing is trained to an
     end: a teacher with random weights will do.
     """
+    at_least(1, steps=steps)
+    at_least(0, warmup=warmup)
     from crossdistill import runs
 
     own: dict[str, Any] = {
@@ -63,7 +65,7 @@ def speed(
         trial = runs.try_speed(settings, steps=steps, warmup=warmup, trace=trace, quiet=training.as_json)
         show_results(trial, as_json=training.as_json, out=training.out)
         return
-    figures = runs.bench_speed(settings, steps=steps, warmup=warmup, trace=trace)
+    figures = runs.bench_speed(settings, steps=steps, warmup=warmup, trace=trace, quiet=training.as_json)
     if training.as_json:
         print_json(figures)
     else:

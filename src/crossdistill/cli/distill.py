@@ -32,6 +32,8 @@ def command(
 
     --class-map holds for all teachers; teachers.0.class_map=… sets one.
     The teacher's accuracy is measured first; a teacher that guesses is refused.
+    With a store: data.seed=S gives all --seeds the images of seed S;
+    data.cycle_epochs=N shows N stored epochs again and again.
     """
     own = {
         "student": {"name": student},

@@ -118,6 +118,8 @@ def _training(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> Training:
+    at_least(1, epochs=epochs, steps=steps, batch_size=batch_size, image_size=image_size)
+    at_least(1, limit_train=limit_train, labels_per_class=labels_per_class)
     tree = settings_tree(
         student__image_size=image_size,
         student__init=init,
@@ -156,6 +158,21 @@ def training_command(
     with_shared.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_shared.__annotations__ = {one.name: one.annotation for one in parameters}
     return with_shared
+
+
+def at_least(least: int, **given: int | None) -> None:
+    """Refuse numbers that no settings would take, before anything heavy is loaded; ``None`` was not given.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise InputError(
+                f"--{name.replace('_', '-')} {value}",
+                f"a whole number from {least} on",
+                "give a larger number",
+            )
 
 
 def settings_tree(**given: Any) -> dict[str, Any]:

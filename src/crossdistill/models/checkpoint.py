@@ -98,7 +98,7 @@ def locate(given: str | Path) -> Checkpoint:
     if not path.exists():
         raise InputError(
             f"checkpoint {str(given)!r}, which does not exist",
-            "a .safetensors or .pth file, a folder in timm's layout or a run folder",
+            "a .safetensors or .pth file, a run folder or one in timm's layout; `distill --teacher` also takes a store",
             "check the path",
         )
     folder = path / STUDENT_FOLDER if (path / STUDENT_FOLDER).is_dir() else path

@@ -54,6 +54,8 @@ _COLOURS = {
 }
 _NARROW = 0.07
 """Shares below this have no room for a number in the bar."""
+_UNEVEN_RATIO = 1.5
+_UNEVEN = "The machine was busier in one part than in the other; measure again."
 
 Figures = Mapping[str, Any]
 """What ``breakdown.json`` holds."""
@@ -105,15 +107,23 @@ def sentences(figures: Figures) -> list[str]:
     speed = grouped(round(rate)) if rate >= 1000 else significant(rate)
     waiting = f"{figures['data_wait_share']:.1%} of the time waiting for data"
     measured = (
-        f"A step takes {significant(step['median'])} ms (quartiles {significant(step['low'])} to "
-        f"{significant(step['high'])}, {figures['steps']} steps): {speed} images/s, {waiting}, "
+        f"A step takes {significant(step['median'])} ms (median; quartiles {significant(step['low'])} to "
+        f"{significant(step['high'])}). All {figures['steps']} together: {speed} images/s, {waiting}, "
         f"{significant(figures['peak_memory_bytes'] / 2**20)} MiB {memory} at the peak."
     )
     ways = figures["in_turn"]
     beside = f"It computes {_times(ways['online'])} as long as plain training of the same student"
     if "at_hand" in ways:
-        return [measured, f"{beside}; with the teacher's answers at hand, as from a store, {_times(ways['at_hand'])}."]
-    return [measured, f"{beside}."]
+        beside += f"; with the teacher's answers at hand, as from a store, {_times(ways['at_hand'])}"
+    return [measured, f"{beside}.", *([_UNEVEN] if _is_uneven(figures) else [])]
+
+
+def _is_uneven(figures: Figures) -> bool:
+    """Whether this step took another time in turn with others than alone, beyond what waiting for data explains."""
+    data = sum(part["share"] for part in figures["parts"] if part["name"] == "data")
+    alone = figures["step_ms"]["median"] * (1 - max(data, figures["data_wait_share"]))
+    beside = figures["in_turn"]["online"]["ms"]["median"]
+    return bool(max(alone, beside) > _UNEVEN_RATIO * min(alone, beside))
 
 
 def how_split(figures: Figures) -> str:
@@ -167,7 +177,10 @@ def comparison(figures: Figures) -> tuple[list[str], Rows]:
 
 
 def _times(way: Mapping[str, Any]) -> str:
-    return f"{way['ratio']['median']:.2f} times"
+    ratio = way["ratio"]
+    if not ratio["low"] <= 1 <= ratio["high"]:
+        return f"{ratio['median']:.2f} times"
+    return f"{ratio['median']:.2f} times (quartiles {ratio['low']:.2f} to {ratio['high']:.2f}: no clear difference)"
 
 
 def _ms(value: float) -> str:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from crossdistill.analysis.compare import difference, points, summarise, verdict
 from crossdistill.report.figures import NUM_SERIES_COLOURS, Dots, Series, css_colour, dot_plot, is_dashed, line_chart
 from crossdistill.report.history import Curve
+from crossdistill.report.notes import notes
 from crossdistill.report.panel import Panel, panel
 from crossdistill.report.results import Row
 from crossdistill.report.run import Run
@@ -76,7 +77,8 @@ def comparison(run: Run) -> Panel | None:
     if not run.results.rows:
         return None
     wrapper = Markup('<div class="wide" tabindex="0" role="region" aria-label="Comparison table">{}</div>')
-    return Panel("Comparison", wrapper.format(html_table(run.results)))
+    below = Markup("\n").join(_paragraph(text, "note") for text in notes(run.results))
+    return Panel("Comparison", wrapper.format(html_table(run.results)) + below)
 
 
 @panel(position=40)

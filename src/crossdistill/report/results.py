@@ -67,6 +67,18 @@ class DataFacts(_Record):
     num_evaluation: int
 
 
+class StoreFacts(_Record):
+    """The stored answers that were the teacher: where they lie, what is kept of each, and to which images."""
+
+    path: str
+    num_classes: int
+    top_k: int | None = None
+    embeddings: bool = False
+    precision: str
+    seed: int
+    num_epochs: int
+
+
 class Results(_Record):
     """A finished run, or several runs in one table."""
 
@@ -75,6 +87,7 @@ class Results(_Record):
     headline: str | None = None
     warnings: tuple[str, ...] = ()
     data: DataFacts
+    store: StoreFacts | None = None
     rows: tuple[Row, ...]
     settings: dict[str, Any] = {}
     environment: dict[str, Any] = {}

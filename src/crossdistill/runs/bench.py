@@ -7,7 +7,7 @@ import copy
 import gzip
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 from crossdistill.analysis.breakdown import breakdown
 from crossdistill.analysis.environment import environment
 from crossdistill.contracts import Signal
-from crossdistill.engine import connect, on_main
+from crossdistill.engine import connect, on_main, reporter
 from crossdistill.engine.phases import PHASES, PREFIX
 from crossdistill.errors import InputError
 from crossdistill.files import write_bytes, write_text, writing
@@ -27,7 +27,9 @@ from crossdistill.runs.compose import Parts, compose
 from crossdistill.runs.objective import build_method
 from crossdistill.runs.results import command_line
 from crossdistill.runs.single import try_out
+from crossdistill.runs.stores import store_of
 from crossdistill.settings import Settings
+from crossdistill.store import Store
 
 PAGE, FIGURES, TRACE, LARGE = "breakdown.html", "breakdown.json", "trace.json", "trace.json.gz"
 PARTS = ("data", "teacher", "student", "bridges", "loss", "backward", "optimizer")
@@ -45,6 +47,7 @@ def bench_speed(
     steps: int = 20,
     warmup: int = 5,
     trace: Path | None = None,
+    quiet: bool = False,
     modules: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Any]:
     """Measure a distillation's step: how long it takes, where the time goes, and how it compares with plain training.
@@ -54,6 +57,7 @@ def bench_speed(
         steps: measured steps, without a profiler; up to five more are profiled.
         warmup: steps before them, in which compilers and caches do their work.
         trace: a folder for the profiler's trace, the page and the figures.
+        quiet: do not say on the terminal what is being done.
         modules: networks given as objects, by the name that the settings use for them.
 
     Returns:
@@ -67,19 +71,25 @@ def bench_speed(
     if trace is not None:
         on_main(lambda: _make(trace))
     accelerator = connect(settings.device, settings.train.precision)
-    parts = compose(settings, modules)
+    progress = reporter("quiet" if quiet or not accelerator.is_main_process else "auto")
+    progress.message("building networks and data")
+    parts = compose(_as_long_as_stored(settings, modules or ()), modules)
     trainer = _stepper(parts, parts.student)
     trainer_steps = trainer.steps()
     found: dict[str, Any] = {}
 
     def measure() -> None:
+        progress.message(f"warming up: {_steps(warmup)}")
         for _ in range(warmup):
             next(trainer_steps)
+        progress.message(f"timing: {_steps(steps)}")
         found["timed"] = timed(trainer, trainer_steps, steps)
-        split = not parts.train.compile_method
-        found["profile"] = profiled(trainer, trainer_steps, min(steps, MOST_PROFILED), split_method=split)
+        split, few, rounds = not parts.train.compile_method, min(steps, MOST_PROFILED), max(3, steps // 2)
+        progress.message(f"profiling: {_steps(few)}, after one that is thrown away")
+        found["profile"] = profiled(trainer, trainer_steps, few, split_method=split)
         trainer_steps.close()
-        found["in turn"] = _compare(trainer, parts, rounds=max(3, steps // 2))
+        progress.message(f"in turn with plain training: {rounds} rounds")
+        found["in turn"] = _compare(trainer, parts, rounds=rounds)
 
     trainer.measure(measure)
     figures = _figures(parts, accelerator.device.type, warmup, found)
@@ -93,7 +103,20 @@ def try_speed(
 ) -> dict[str, Any]:
     """Build everything and take two steps of the run itself; nothing is measured or written."""
     check_speed(settings, steps=steps, warmup=warmup, trace=trace)
-    return {"dry_run": {settings.method.name: try_out(settings, quiet=quiet)}}
+    return {"dry_run": {settings.method.name: try_out(_as_long_as_stored(settings), quiet=quiet)}}
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
+
+
+def _as_long_as_stored(settings: Settings, given: Collection[str] = ()) -> Settings:
+    """With a store, and no length asked for, a training of as many epochs as are stored: its steps are the same."""
+    path = store_of(settings.teachers, given)
+    if path is None or settings.train.epochs is not None or settings.train.steps is not None:
+        return settings
+    epochs = Store.open(path).num_epochs()
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": epochs or None})})
 
 
 def check_speed(settings: Settings, *, steps: int, warmup: int, trace: Path | None) -> None:

@@ -10,7 +10,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from crossdistill.analysis.turns import order_of
 from crossdistill.contracts import Batch, Method, Outputs, Signal, Teacher
 from crossdistill.engine.loop import Trainer
 from crossdistill.engine.phases import PREFIX, phase
@@ -52,10 +53,11 @@ class Stepper(Trainer):
     """A training whose steps are taken when asked for, in the set-up in which its own loop takes them."""
 
     held: list[list[Batch]]
+    holds: bool
 
     def measure(self, what: Callable[[], None]) -> None:
         """Call ``what`` where the loop would begin its first epoch: networks compiled, signals held back, and so on."""
-        self._what, self.held = what, []
+        self._what, self.held, self.holds = what, [], True
         self._num_epochs = math.ceil(self.end / self.steps_per_epoch)
         self.resume(None, {})
         self.run(Quiet())
@@ -79,7 +81,8 @@ class Stepper(Trainer):
                 if is_last or self.record.step % self.settings.log_every == 0:
                     self.read_losses()
                 self.check_stop()
-                self.held = [*self.held, batches][-NUM_HELD:]
+                if self.holds:
+                    self.held = [*self.held, batches][-NUM_HELD:]
                 yield
                 if is_last:
                     break
@@ -91,7 +94,11 @@ class Stepper(Trainer):
 
 
 def timed(trainer: Stepper, steps: Iterator[None], num_steps: int) -> Timed:
-    """Time steps without a profiler and without waiting for the device between them."""
+    """Time steps without a profiler and without waiting for the device between them.
+
+    Their batches are not kept for later, so that the peak of memory is that of training; nor are those before them.
+    """
+    trainer.held, trainer.holds = [], False
     device, clock = trainer.accelerator.device, trainer.record.clock
     reset_peak(device)
     synchronize(device)
@@ -103,6 +110,7 @@ def timed(trainer: Stepper, steps: Iterator[None], num_steps: int) -> Timed:
     synchronize(device)
     seconds = time.perf_counter() - begin
     waited, images = clock.waited - before[1], clock.images - before[2]
+    trainer.holds = True
     ms = tuple(between(one, other) for one, other in itertools.pairwise(marks))
     return Timed(ms, images / seconds, min(1.0, waited / seconds), peak_bytes(device))
 
@@ -278,7 +286,7 @@ def _cloned(outputs: Outputs) -> Outputs:
 def in_turn(
     ways: Mapping[str, Callable[[int], None]], rounds: int, device: torch.device, *, num_held: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of a step each way: every round takes each once, and each begins equally often.
+    """Milliseconds of a step each way: every round takes each once, in changing order.
 
     Args:
         ways: name -> a function that takes the step on held batch number 0, 1, …; all take the same ones in a round.
@@ -289,15 +297,14 @@ def in_turn(
     names = list(ways)
     taken: dict[str, list[float]] = {name: [] for name in names}
     a_turn = NUM_HELD if device.type == "cuda" else 1
-    for number in range(-1, rounds):  # the first round is not counted
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+    for number in range(1 + rounds):  # the first round is not counted
+        for name in (names[at] for at in order_of(number, len(names))):
             synchronize(device)
             begin = time.perf_counter()
             for index in range(a_turn):
                 ways[name]((number * a_turn + index) % num_held)
             synchronize(device)
-            if number >= 0:
+            if number:
                 taken[name].append(1000 * (time.perf_counter() - begin) / a_turn)
     return taken
 
@@ -327,11 +334,12 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _RESET.exists():  # Linux forgets the peak of the process
-        _RESET.write_text("5")
+        with suppress(OSError):  # some containers do not let it: then the peak is that since the process began
+            _RESET.write_text("5")
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory at one time since :func:`reset_peak` (on other systems than Linux: since the process began)."""
+    """Most memory at one time since :func:`reset_peak` (where the system cannot forget: since the process began)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _HIGH_WATER.exists():

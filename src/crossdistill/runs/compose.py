@@ -118,7 +118,7 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
     train = _in_own_epochs(settings.train, own_steps=loaders[0].steps_per_epoch, shared_steps=shared_steps)
     warnings = []
     if isinstance(teacher, StoredTeacher):
-        warnings = check_stored(teacher, splits, loaders[0], train, max_corrupt_share=settings.data.max_corrupt_share)
+        warnings = check_stored(teacher, splits, loaders[0], train, settings.data)
     return Parts(
         _resolved(settings, student, loaders[0]),
         train,

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from crossdistill.engine.checkpoint import check_same, leaves
+from crossdistill.differences import leaves
+from crossdistill.engine.checkpoint import check_same
 from crossdistill.engine.keeper import FOLDER as CHECKPOINTS
 from crossdistill.errors import InputError
 from crossdistill.files import write_text, writing

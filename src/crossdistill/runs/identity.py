@@ -14,9 +14,39 @@ from numpy.typing import NDArray
 
 from crossdistill.contracts import InputSpec
 from crossdistill.data import Source, Stream
-from crossdistill.settings import AugmentSettings
+from crossdistill.data.augmentation.transform import AUGMENTATION_VERSION
+from crossdistill.data.source import CorruptImage
+from crossdistill.settings import AugmentSettings, DataSettings
 
 Ids = NDArray[np.int64]
+
+_HASHED_IMAGES = 16
+_ANEW = "or store the teacher's answers anew in another folder"
+
+WORDS = {
+    "teacher.sha256": ("the teacher's weights differ", f"give the teacher that the store was begun with, {_ANEW}"),
+    "images.augmentation_version": (
+        "the augmentation is another version's",
+        f"use the crossdistill that made the store, {_ANEW}",
+    ),
+    "images.source_sha256": (
+        "labels or file names of the training images differ",
+        f"give the data that were stored, {_ANEW}",
+    ),
+    "images.pixels_sha256": (
+        "pixels of the training images differ",
+        f"give the images as they were when they were stored, {_ANEW}",
+    ),
+    "order.ids_sha256": (
+        "which images take part differs",
+        f"give train.select, data.limit_train and data.val_share to `store` and runs alike, {_ANEW} with these",
+    ),
+    "order.labelled_sha256": (
+        "which images have a label differs",
+        f"give data.labels_per_class to `store` and runs alike, {_ANEW} with it",
+    ),
+}
+"""What differs, and what to do, for keys whose values say nothing to a reader."""
 
 
 def update_with(digest: Any, source: Source) -> None:
@@ -35,13 +65,38 @@ def source_sha256(source: Source) -> str:
     return digest.hexdigest()
 
 
-def images_section(source: Source, augment: AugmentSettings, *, seed: int, balanced: bool) -> dict[str, Any]:
+def pixels_sha256(source: Source) -> str:
+    """The hash of some images, spread evenly over the source: files may change and keep their names and labels."""
+    digest = hashlib.sha256()
+    count = len(source.targets)
+    for index in np.unique(np.linspace(0, count - 1, num=min(_HASHED_IMAGES, count)).astype(int)).tolist():
+        try:
+            image = source.read(index)
+        except CorruptImage:
+            continue
+        digest.update(f"{tuple(image.shape)}\n".encode() + image.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def evaluation_protocol(data: DataSettings, precision: str) -> dict[str, Any]:
+    """How accuracy is measured, beside on which images."""
+    return {"crop_pct": data.eval_crop_pct, "precision": precision}
+
+
+def images_section(
+    source: Source, augment: AugmentSettings, *, seed: int, balanced: bool, image_column: str | None = None
+) -> dict[str, Any]:
     """What decides, for an image of an epoch, what is seen of it; ``augment`` is resolved."""
     return plain(
         {
             "seed": seed,
             "classes": list(source.class_names),
             "source_sha256": source_sha256(source),
+            "image_column": image_column,
+            "image_size": source.image_size,
+            "num_channels": source.num_channels,
+            "pixels_sha256": pixels_sha256(source),
+            "augmentation_version": AUGMENTATION_VERSION,
             "sampling": "class_balanced" if balanced else "shuffled",
             "augment": augment.model_dump(mode="json"),
         }

@@ -12,7 +12,7 @@ from crossdistill.contracts import Batch, Composite, Method, ModelSpec, Modules,
 from crossdistill.errors import InputError, UnsuitablePair
 from crossdistill.registry import METHODS
 from crossdistill.settings import options_of, resolve_options
-from crossdistill.teachers import ANSWERED_TOGETHER, FrozenTeacher, Known, are_several, check_signals
+from crossdistill.teachers import ANSWERED_TOGETHER, FrozenTeacher, Known, StoredTeacher, are_several, check_signals
 
 _TOO_LARGE = ("allocate", "overflow", "out of memory")
 """What PyTorch says, in lower case, of tensors that no memory holds."""
@@ -39,7 +39,10 @@ def resolve_method(name: str, options: Mapping[str, Any], *, prefix: str = "meth
 def build_method(
     name: str, options: Mapping[str, Any], student: nn.Module, teacher: Teacher | None, *, num_classes: int
 ) -> Method:
-    """Build the method of a run, and let live teachers pass on what it needs of each.
+    """Build the method of a run, and let teachers pass on what it needs of each.
+
+    That is set on the teacher itself: of several methods built with one teacher, the last decides what it passes on.
+    Methods that are to run side by side take a teacher each, around the same network.
 
     A method that needs logits only hears several teachers as one, their ensemble. One that needs more is built once a
     teacher, and its losses are summed with the teachers' weights. A sum of methods follows this rule part by part.
@@ -63,7 +66,7 @@ def build_method(
         raise UnsuitablePair(error.given, error.expected, f"{error.action}; {advice}") from error
     if are_several(teacher):
         teacher.passes_on = _of_each(method)
-    elif isinstance(teacher, FrozenTeacher):
+    elif isinstance(teacher, FrozenTeacher | StoredTeacher):
         teacher.passes_on = method.needs
     return method
 

@@ -13,6 +13,7 @@ from crossdistill import settings as settings_room
 from crossdistill.engine import connect, on_main, process, reporter
 from crossdistill.errors import InputError
 from crossdistill.report import write_report
+from crossdistill.runs.compose import compose
 from crossdistill.runs.folder import RunFolder
 from crossdistill.runs.objective import resolve_method
 from crossdistill.runs.results import Results, merge
@@ -133,6 +134,7 @@ def run_members(
         return run_single(members["."], root, resume=resume, quiet=quiet, modules=modules)
     connect(settings.device, settings.train.precision)
     recorded = on_main(lambda: root.check(settings, resume=resume, several=True))
+    _check_members(members, out, modules)
     parts: list[tuple[str, Results]] = []
     teachers: TeacherFigures = {}
     progress = reporter("quiet" if quiet or process()[0] else "auto")
@@ -151,3 +153,14 @@ def run_members(
         return merged
 
     return on_main(conclude)
+
+
+def _check_members(members: Mapping[str, Settings], out: Path, modules: Mapping[str, nn.Module] | None) -> None:
+    """Refuse what cannot be built before the first run, and not after hours of training the others.
+
+    Each way to train is built once and let go again, whatever the seeds; that of the first run is built there.
+    """
+    left = [settings for name, settings in members.items() if not RunFolder(out / name).finished]
+    ways = {settings.model_dump_json(exclude={"seed"}): settings for settings in reversed(left)}
+    for settings in [one for one in reversed(ways.values()) if one is not left[0]]:
+        compose(settings, modules)

@@ -45,18 +45,20 @@ def make_results(
     rows: list[Row],
     *,
     data: dict[str, Any],
+    store: dict[str, Any] | None = None,
     identity: dict[str, str | None],
     settings: dict[str, Any],
     seconds: float,
     warnings: list[str],
 ) -> Results:
-    """Everything that ``results.json`` holds."""
+    """Everything that ``results.json`` holds; ``store`` says what of the teacher's answers was stored, if they were."""
     return {
         "schema": SCHEMA,
         "kind": kind,
         "headline": headline(rows),
         "warnings": list(dict.fromkeys(warnings)),
         "data": data,
+        "store": store,
         "identity": identity,
         "rows": rows,
         "settings": settings,
@@ -105,6 +107,7 @@ def merge(kind: str, parts: list[tuple[str, Results]], *, settings: dict[str, An
         sorted(rows.values(), key=lambda row: order[row["role"]]),
         # The student alone trains on the labelled images only; the set that all share is the largest.
         data=max((results["data"] for _, results in parts), key=lambda data: data["num_train"]),
+        store=next((store for _, results in parts if (store := results.get("store")) is not None), None),
         identity=identity,
         settings=settings,
         seconds=sum(results["seconds"] for _, results in parts),

@@ -29,6 +29,7 @@ from crossdistill.runs.compose import Parts, compose
 from crossdistill.runs.costs import network_cost, teacher_cost
 from crossdistill.runs.folder import RunFolder
 from crossdistill.runs.results import Results, Row, few_labels_note, make_results, make_row
+from crossdistill.runs.stores import evaluation_of
 from crossdistill.settings import Settings
 from crossdistill.teachers import StoredTeacher, check_above_chance
 
@@ -126,8 +127,7 @@ def _measure_teacher(parts: Parts, accelerator: Accelerator, max_batches: int | 
     if parts.teacher is None:
         return None
     if isinstance(parts.teacher, StoredTeacher):  # its network is not here; it was measured when it answered
-        measured: dict[str, Any] = parts.teacher.store.manifest.facts["evaluation"]
-        return measured
+        return evaluation_of(parts.teacher.store)
     return evaluate(parts.teacher, parts.test_loader, accelerator=accelerator, max_batches=max_batches)
 
 
@@ -226,10 +226,27 @@ def _results(parts: Parts, rows: list[Row], *, num_evaluation: int, seconds: flo
             "evaluation_split": parts.splits.evaluation_name,
             "num_evaluation": num_evaluation,
         },
+        store=_store_facts(parts),
         identity=parts.identity(),
         settings=settings.model_dump(mode="json"),
         seconds=seconds,
         warnings=parts.warnings,
+    )
+
+
+def _store_facts(parts: Parts) -> dict[str, Any] | None:
+    """What of the teacher's answers was stored, and to which images; ``None`` of a live teacher."""
+    if not isinstance(parts.teacher, StoredTeacher):
+        return None
+    store = parts.teacher.store
+    facts = {"path": str(store.path), "num_classes": store.manifest.num_classes, **asdict(store.manifest.keep)}
+    facts["num_epochs"] = store.num_epochs()
+    return facts | store.fact(
+        "its precision and the seed of its images",
+        lambda manifest: {
+            "precision": str(manifest.identity["teacher"]["precision"]),
+            "seed": int(manifest.identity["images"]["seed"]),
+        },
     )
 
 

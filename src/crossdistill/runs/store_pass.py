@@ -26,20 +26,21 @@ from crossdistill.data import (
     select_training,
 )
 from crossdistill.data.augmentation.mix import mixes
+from crossdistill.data.sampler import most_often
 from crossdistill.engine import connect, process
 from crossdistill.errors import InputError
 from crossdistill.runs.compose import data_seed, is_balanced, live_teacher, teacher_views
-from crossdistill.runs.identity import source_sha256, views_section
+from crossdistill.runs.identity import evaluation_protocol, plain, source_sha256, views_section
 from crossdistill.runs.store_settings import StoreSettings
 from crossdistill.runs.stores import refuse_as_model, sections_of, stream_refused
 from crossdistill.store import Keep, Manifest
+from crossdistill.store.manifest import LARGEST_ID, LARGEST_OCCURRENCE
 from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, are_several, facts_of
 
 Order = NDArray[np.int64]
 
 _SHARD_BYTES = 16 * 2**20
 _MOST_POSITIONS = 2**14
-_LARGEST_ID = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,28 @@ class StorePass:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What makes the answers what they are: whose they are, to which images, and in which order these come."""
-        views = views_section(teacher_views(self.teacher))
-        teacher = {"sha256": self.teacher.fingerprint(), "precision": self.settings.train.precision, "views": views}
-        return {"teacher": teacher, **sections_of(self.splits.train, self.loader, every=True)}
+        teacher = {
+            "sha256": self.teacher.fingerprint(),
+            "precision": self.settings.train.precision,
+            "views": views_section(teacher_views(self.teacher)),
+            "networks": self._networks(),
+        }
+        images = sections_of(self.splits.train, self.loader, self.settings.data.image_column, every=True)
+        return {"teacher": plain(teacher), **images}
+
+    def _networks(self) -> list[dict[str, Any]]:
+        """What decides, beside its weights, what each teacher answers; where its weights lie does not."""
+        members = self.teacher.teachers if are_several(self.teacher) else (self.teacher,)
+        return [
+            {
+                "name": member.spec.name,
+                "args": given.args,
+                "class_map": given.class_map,
+                "image_size": list(member.spec.input.image_size),
+                "stages": given.stages,
+            }
+            for member, given in zip(members, self.settings.teachers, strict=True)
+        ]
 
     def manifest(self, facts: Mapping[str, Any]) -> Manifest:
         """What the store is: whose answers to which images, and what is kept of them."""
@@ -100,6 +120,11 @@ class StorePass:
     def evaluation_sha256(self) -> str:
         """Which images the teacher is measured on."""
         return source_sha256(self.splits.evaluation)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the teacher is measured on them."""
+        return evaluation_protocol(self.settings.data, self.settings.train.precision)
 
     @property
     def corrupt(self) -> dict[str, str]:
@@ -149,14 +174,34 @@ def compose_pass(
     wanted: frozenset[Signal] = frozenset({"logits", "embedding"} if keep.embeddings else {"logits"})
     teacher.passes_on = wanted - {"logits"} if are_several(teacher) else wanted
     loader, test_loader = _loaders(settings, splits, teacher)
-    if keep.top_k is not None and keep.top_k < 1:
-        raise InputError(f"--top-k {keep.top_k}", "at least 1", "give fewer classes than there are, or leave it out")
+    _check_occurrences(loader)
+    _check_top_k(keep.top_k, teacher.spec.num_classes)
     dims = _embedding_dims(teacher) if keep.embeddings else ()
     row = Manifest({}, {}, teacher.spec.num_classes, 1, 1, keep, dims)
     size = _shard_size(shard_size, row.bytes_per_sample(), loader)
     if begun is not None and shard_size is None:
         size = begun.shard_size
     return StorePass(settings, splits, teacher, loader, test_loader, keep, size)
+
+
+def _check_top_k(top_k: int | None, num_classes: int) -> None:
+    if top_k is not None and not 1 <= top_k < num_classes:
+        raise InputError(
+            f"--top-k {top_k} for {num_classes} classes",
+            f"1 to {num_classes - 1}",
+            "leave it out to keep all logits, or give fewer classes than there are",
+        )
+
+
+def _check_occurrences(loader: TrainLoader) -> None:
+    """An answer is found by its image and how often that came before, of which a store counts so many."""
+    most = most_often(loader.targets[loader.ids]) if loader.balanced else 1
+    if most > LARGEST_OCCURRENCE + 1:
+        raise InputError(
+            f"classes so unequal that data.sampling=class_balanced shows an image {most:,} times an epoch",
+            f"at most {LARGEST_OCCURRENCE + 1:,} times, which a store can tell apart",
+            "give more images of the rarest class, leave it out, or store with data.sampling=shuffled",
+        )
 
 
 def _loaders(
@@ -166,8 +211,8 @@ def _loaders(
     seed = data_seed(data, settings.seed)
     hold_out = settings.train.select == "best" and splits.validation is None
     chosen = select_training(source.targets, data, seed, hold_out, splits.class_names)
-    if len(source.targets) - 1 > _LARGEST_ID:
-        raise InputError(f"{len(source.targets):,} images", f"at most {_LARGEST_ID + 1:,}", "store parts of them")
+    if len(source.targets) - 1 > LARGEST_ID:
+        raise InputError(f"{len(source.targets):,} images", f"at most {LARGEST_ID + 1:,}", "store parts of them")
     views = teacher_views(teacher)
     on_device = data.augment_on == "device"
     common: dict[str, Any] = {"workers": data.workers, "max_corrupt_share": data.max_corrupt_share}

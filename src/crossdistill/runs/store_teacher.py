@@ -22,9 +22,13 @@ from crossdistill.engine.hold import to_channels_last
 from crossdistill.engine.interrupt import StopSignal
 from crossdistill.errors import InputError, Interrupted
 from crossdistill.runs.costs import teacher_cost
-from crossdistill.runs.store_pass import StorePass, compose_pass
+from crossdistill.runs.identity import WORDS
+from crossdistill.runs.results import command_line
+from crossdistill.runs.store_pass import Order, StorePass, compose_pass
 from crossdistill.runs.store_settings import StoreSettings
-from crossdistill.store import Keep, Manifest, Store, StoreWriter, is_store
+from crossdistill.runs.store_trial import check_answers
+from crossdistill.runs.stores import evaluation_of
+from crossdistill.store import Keep, Manifest, Store, StoreWriter, check_folder, is_store
 from crossdistill.store.shard import shard_path
 from crossdistill.teachers import check_above_chance
 
@@ -89,7 +93,7 @@ def store_teacher(
         InputError: anything that the caller can mend: another store in ``out``, a teacher at chance, a full disk, …
         Interrupted: SIGINT or SIGTERM came; whole shards stay, and the same call goes on.
     """
-    _check(epochs, part)
+    _check(epochs, part, settings.data.cycle_epochs)
     accelerator = connect(settings.device, settings.train.precision)
     asked = compose_pass(settings, keep or Keep(), shard_size, _begun(out), modules)
     if settings.train.channels_last:
@@ -98,11 +102,13 @@ def store_teacher(
     if dry_run:
         return _try_out(asked, out, epochs, accelerator, say)
     writer = _open(asked, out, accelerator, say)
-    places = _own(on_main(partial(writer.missing, epochs)), writer.manifest.num_shards, part)
+    missing = on_main(partial(writer.missing, epochs))
+    unreadable = on_main(lambda: writer.unreadable(missing))
+    places = _own(missing, writer.manifest.num_shards, part)
     rank, num_processes = process()
     start = time.perf_counter()
     written = _write(asked, writer, places[rank::num_processes], accelerator, watch)
-    return _report(asked, out, epochs, written, seconds=time.perf_counter() - start)
+    return _report(asked, writer, epochs, missing, unreadable, written, seconds=time.perf_counter() - start)
 
 
 def is_main_process() -> bool:
@@ -115,9 +121,15 @@ def _begun(out: Path) -> Manifest | None:
     return Store.open(out).manifest if is_store(out) else None
 
 
-def _check(epochs: int, part: tuple[int, int]) -> None:
+def _check(epochs: int, part: tuple[int, int], cycle_epochs: int | None) -> None:
     if epochs < 1:
         raise InputError(f"--epochs {epochs}", "at least 1", "give the epochs that runs are to show")
+    if cycle_epochs is not None and epochs > cycle_epochs:
+        raise InputError(
+            f"--epochs {epochs} with data.cycle_epochs={cycle_epochs}",
+            f"at most {cycle_epochs}: runs show the first {cycle_epochs} again and again",
+            f"give --epochs {cycle_epochs}, or leave out data.cycle_epochs",
+        )
     if not 1 <= part[0] <= part[1]:
         raise InputError(f"--part {part[0]}/{part[1]}", "I/N with I from 1 to N", "number the jobs from 1")
 
@@ -125,28 +137,37 @@ def _check(epochs: int, part: tuple[int, int]) -> None:
 def _open(asked: StorePass, out: Path, accelerator: Accelerator, say: Callable[[str], None]) -> StoreWriter:
     """The store, made or compared; a teacher is measured once, by whoever begins it."""
     begun = on_main(lambda: is_store(out))
-    if begun:
-        on_main(lambda: _compare(out, asked.manifest({})))
-    else:
-        _check_folder(out)
+    facts: dict[str, Any] = {}
+    if not begun:
+        on_main(lambda: check_folder(out))  # now, before the teacher is measured
         evaluation = _measure(asked, accelerator, None)
         _judge(asked, evaluation, say)
         facts = {"evaluation": evaluation, "cost": teacher_cost(asked.teacher), **asked.facts()}
-        on_main(lambda: _compare(out, asked.manifest(facts)))
-    writer = StoreWriter.open(out, asked.manifest({}))
+        facts["command"] = command_line()  # which writes again what is lost
+    else:
+        on_main(lambda: _compare(asked, Store.open(out), accelerator))
+    stored = on_main(lambda: StoreWriter.open(out, asked.manifest(facts)).manifest)
     if begun:
-        _judge(asked, dict(writer.manifest.facts["evaluation"]), say)
-    return writer
+        _judge(asked, evaluation_of(Store(out, stored)), say)
+    return StoreWriter(out, stored)
 
 
-def _check_folder(out: Path) -> None:
-    """Refuse now what would be refused once the teacher is measured."""
-    if out.exists() and not (out.is_dir() and all(one.name.startswith(".") for one in out.iterdir())):
-        raise InputError(f"--out {out}, which holds something else", "a new folder, or a store", "give another --out")
+def _compare(asked: StorePass, store: Store, accelerator: Accelerator) -> None:
+    """Refuse to go on with a store of other images or of another teacher."""
+    store.check_same(asked.identity, WORDS)
+    changed = store.manifest.differences(asked.manifest({}))
+    if changed:
+        return  # what is kept, or its shards, which the writer refuses
 
+    def answer(epoch: int, samples: Order) -> tuple[Tensor, Tensor, list[Tensor]] | None:
+        batch = asked.loader.batch(epoch, samples)
+        if batch is None:
+            return None
+        rows = _Rows(store.manifest)
+        rows.add(batch, _ask(asked, batch, accelerator))
+        return rows.all()
 
-def _compare(out: Path, manifest: Manifest) -> None:
-    StoreWriter.open(out, manifest)
+    check_answers(asked, store, answer)
 
 
 def _measure(asked: StorePass, accelerator: Accelerator, max_batches: int | None) -> dict[str, Any]:
@@ -158,7 +179,7 @@ def _measure(asked: StorePass, accelerator: Accelerator, max_batches: int | None
         channels_last=asked.settings.train.channels_last,
     )
     kept = {key: figures[key] for key in ("top1", "loss", "num_samples")}
-    return {"split": asked.splits.evaluation_name, "source_sha256": asked.evaluation_sha256, **kept}
+    return {"split": asked.splits.evaluation_name, "source_sha256": asked.evaluation_sha256, **asked.protocol, **kept}
 
 
 def _judge(asked: StorePass, evaluation: dict[str, Any], say: Callable[[str], None], *, allow: bool = False) -> None:
@@ -253,7 +274,8 @@ def _try_out(
     """Two batches, and what the whole will come to."""
     manifest = asked.manifest({})
     if is_store(out):
-        _compare(out, manifest)
+        _compare(asked, Store.open(out), accelerator)
+        StoreWriter.open(out, manifest)
     evaluation = _measure(asked, accelerator, DRY_RUN_EVALUATION_BATCHES)
     _judge(asked, evaluation, say, allow=True)
     chunks = asked.chunks(asked.order(0), range(manifest.num_samples))[:DRY_RUN_BATCHES]
@@ -288,28 +310,39 @@ def _note_room(asked: StorePass, out: Path, total_bytes: int, say: Callable[[str
         asked.warn(f"{total_bytes / 2**30:.2f} GiB for a disk with {free / 2**30:.2f} GiB free", say)
 
 
-def _report(asked: StorePass, out: Path, epochs: int, written: Written, *, seconds: float) -> dict[str, Any]:
-    """What all processes have done, and what is there now."""
+def _report(
+    asked: StorePass,
+    writer: StoreWriter,
+    epochs: int,
+    missing: list[Place],
+    unreadable: list[Place],
+    written: Written,
+    *,
+    seconds: float,
+) -> dict[str, Any]:
+    """What all processes have done, and what is there now; of the shards, those that were missing are looked at."""
     everyone = from_all((written, asked.corrupt))
     corrupt = {where: reason for _, one in everyone for where, reason in one.items()}
 
     def conclude() -> dict[str, Any]:
-        store = Store.open(out)
-        missing = StoreWriter(out, store.manifest).missing(epochs)
+        store = Store(writer.path, writer.manifest)
+        still = writer.still_missing(missing)
         images = sum(one.images for one, _ in everyone)
+        replaced = [(epoch, shard) for epoch, shard in unreadable if (epoch, shard) not in still]
+        again = [f"epoch {epoch} shard {shard} could not be read and was written anew" for epoch, shard in replaced]
         return {
             "kind": "store",
-            **asked.described(store.manifest.facts["evaluation"]),
+            **asked.described(evaluation_of(store)),
             "epochs": epochs,
-            "num_epochs": store.num_epochs(),
-            "missing_shards": len(missing),
+            "num_epochs": still[0][0] if still else store.num_epochs(epochs),
+            "missing_shards": len(still),
             "images_written": images,
             "bytes_written": sum(one.num_bytes for one, _ in everyone),
             "bytes_per_image": store.manifest.bytes_per_sample(),
             "seconds": seconds,
             "images_per_second": images / seconds if seconds > 0 else 0.0,
             "skipped": corrupt,
-            "warnings": asked.warnings,
+            "warnings": asked.warnings + again,
         }
 
     return on_main(conclude)

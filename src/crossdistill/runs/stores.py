@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from crossdistill.data.augmentation.mix import mixes
 from crossdistill.data.source import CorruptImage
 from crossdistill.engine import total_steps
 from crossdistill.errors import InputError
-from crossdistill.runs.identity import images_section, order_section, source_sha256
-from crossdistill.settings import Settings, TeacherSettings, TrainSettings
+from crossdistill.runs.identity import WORDS, evaluation_protocol, images_section, order_section, source_sha256
+from crossdistill.settings import DataSettings, Settings, TeacherSettings, TrainSettings
 from crossdistill.store import Store, is_store
+from crossdistill.store.manifest import check_manifest
+from crossdistill.store.shard import shard_path
 from crossdistill.teachers import StoredTeacher, stored_teacher
 
 Ids = NDArray[np.int64]
@@ -78,6 +81,7 @@ def open_stored(path: Path, class_names: tuple[str, ...], train: TrainSettings) 
 
 def refuse_as_model(name: str | Path) -> None:
     """Refuse a store where a network is wanted."""
+    check_manifest(Path(name))
     if is_store(Path(name)):
         raise InputError(
             f"{name}, which is a store of a teacher's answers and no network",
@@ -95,7 +99,7 @@ def check_seeds(settings: Settings, seeds: Collection[int], given: Collection[st
     path = store_of(settings.teachers, given)
     if path is None:
         return
-    stored = Store.open(path).manifest.identity["images"]["seed"]
+    stored = Store.open(path).fact("the seed of its images", lambda manifest: manifest.identity["images"]["seed"])
     wanted = set(seeds) if settings.data.seed is None else {settings.data.seed}
     if wanted != {stored}:
         shown = ", ".join(map(str, sorted(wanted)))
@@ -112,14 +116,13 @@ def check_stored(
     splits: Splits,
     loader: TrainLoader | StreamLoader,
     train: TrainSettings,
-    *,
-    max_corrupt_share: float,
+    data: DataSettings,
 ) -> list[str]:
     """Refuse a run to whose images the store has no answers; warnings about what differs otherwise.
 
     Args:
         train: the loop, with its length counted in the loader's epochs.
-        max_corrupt_share: so many of the images may be unreadable, and are then neither stored nor shown.
+        data: up to ``max_corrupt_share`` of the images may be unreadable, and are then neither stored nor shown.
 
     Raises:
         InputError: other images, another order where that matters, or fewer epochs than are needed; each with what
@@ -128,10 +131,10 @@ def check_stored(
     if isinstance(loader, StreamLoader) or isinstance(splits.train, Stream):
         raise stream_refused(splits.train)
     store = teacher.store
-    store.check_same(sections_of(splits.train, loader))
-    _check_epochs(store, train, loader)
-    _check_images(store, splits.train, loader, max_corrupt_share)
-    return _other_evaluation(store, splits)
+    store.check_same(sections_of(splits.train, loader, data.image_column), WORDS)
+    rows = _check_epochs(store, train, loader)
+    _check_images(store, splits.train, loader, data.max_corrupt_share, rows)
+    return _other_evaluation(store, splits, evaluation_protocol(data, train.precision))
 
 
 def stream_refused(source: Source) -> InputError:
@@ -150,48 +153,101 @@ def epochs_shown(train: TrainSettings, steps_per_epoch: int, cycle_epochs: int |
     return epochs if cycle_epochs is None else min(epochs, cycle_epochs)
 
 
-def sections_of(source: Source, loader: TrainLoader, *, every: bool = False) -> dict[str, Any]:
+def sections_of(
+    source: Source, loader: TrainLoader, image_column: str | None, *, every: bool = False
+) -> dict[str, Any]:
     """What must be as it was stored.
 
     Args:
+        image_column: as the data's settings have it.
         every: also the order of images that are shown one by one; who reads answers finds them in any order.
     """
     mixed = mixes(loader.augment)
-    sections = {"images": images_section(source, loader.augment, seed=loader.seed, balanced=loader.balanced)}
+    images = images_section(
+        source, loader.augment, seed=loader.seed, balanced=loader.balanced, image_column=image_column
+    )
+    sections = {"images": images}
     if every or mixed or loader.balanced:  # which images there are then decides what is seen of each
         labelled = loader.targets != UNLABELLED
         sections["order"] = order_section(loader.ids, labelled, batch_size=loader.batch_size, mixed=mixed)
     return sections
 
 
-def _check_epochs(store: Store, train: TrainSettings, loader: TrainLoader) -> None:
+def evaluation_of(store: Store) -> dict[str, Any]:
+    """How good the teacher was when its answers were stored, and on which images."""
+    names = ("split", "source_sha256", "crop_pct", "precision", "top1", "loss", "num_samples")
+    return store.fact(
+        "how good its teacher is", lambda manifest: {name: manifest.facts["evaluation"][name] for name in names}
+    )
+
+
+def _check_epochs(store: Store, train: TrainSettings, loader: TrainLoader) -> list[list[int]]:
+    """How many answers each shard of each epoch holds that the run shows."""
     needed = epochs_shown(train, loader.steps_per_epoch, loader.cycle_epochs)
-    stored = store.num_epochs()
+    rows = store.rows(needed)
+    stored = len(rows)
     if 0 < stored < needed:
         whole = "1 epoch is" if stored == 1 else f"{stored} epochs are"
+        default = " (the default of --epochs)" if train.epochs is None and train.steps is None else ""
         raise InputError(
-            f"{needed} epochs with store {store.path}, of which {whole} whole",
+            f"{needed} epochs{default} with store {store.path}, of which {whole} whole",
             f"answers to {needed} epochs, or images that come again",
-            f"append with the same `crossdistill store` command and --epochs {needed} (--verify lists what is missing "
+            f"append with {store.manifest.made_by(needed)} (--verify lists what is missing "
             f"or damaged), or show the same epochs again and again with data.cycle_epochs={stored}",
         )
-    store.check_complete(needed)
+    if not stored:
+        store.check_complete(needed)
+    return rows
 
 
-def _check_images(store: Store, source: Source, loader: TrainLoader, max_corrupt_share: float) -> None:
-    """All images of the first epoch have an answer, but for those that cannot be read."""
-    shown = np.unique(np.concatenate([part[:, 0] for step in loader.plan(0, drop_last=False) for part in step]))
-    missing = np.setdiff1d(shown, store.ids(0))
-    few = len(missing) <= max_corrupt_share * len(loader.ids)
-    readable = missing if not few else np.array([one for one in missing.tolist() if _can_be_read(source, one)])
-    if len(readable):
-        named = ", ".join(source.describe(int(one)) for one in readable[:_SHOWN_IMAGES])
-        raise InputError(
-            f"{len(shown)} training images, {len(readable)} of them without an answer in store {store.path} "
-            f"({named}{', …' if len(readable) > _SHOWN_IMAGES else ''})",
-            f"some or all of the {len(store.ids(0))} images that are stored",
+def _check_images(
+    store: Store, source: Source, loader: TrainLoader, max_corrupt_share: float, rows: list[list[int]]
+) -> None:
+    """All images of each epoch have an answer, but for those that cannot be read.
+
+    Looking at the ids of every epoch would take minutes for large sets: as many answers as the first epoch has are
+    taken for answers to the same images.
+    """
+    can_be_read = cache(partial(_can_be_read, source))
+    for epoch, each in enumerate(rows):
+        if epoch and sum(each) == sum(rows[0]):
+            continue
+        missing = np.setdiff1d(loader.shown(epoch), store.ids(epoch))
+        few = len(missing) <= max_corrupt_share * len(loader.ids)
+        readable = [one for one in missing.tolist() if not few or can_be_read(one)]
+        if readable:
+            raise _without_answer(store, source, readable, loader, epoch, each)
+
+
+def _without_answer(
+    store: Store, source: Source, ids: list[int], loader: TrainLoader, epoch: int, rows: list[int]
+) -> InputError:
+    """Of images that are not stored, or that could not be read when their shards were written."""
+    manifest = store.manifest
+    named = ", ".join(map(source.describe, ids[:_SHOWN_IMAGES])) + (", …" if len(ids) > _SHOWN_IMAGES else "")
+    given = (
+        f"{len(loader.ids)} training images, {len(ids)} of them without an answer in "
+        f"{f'epoch {epoch} of ' if epoch else ''}store {store.path} ({named})"
+    )
+    if len(loader.ids) > manifest.num_samples or len(ids) > manifest.num_samples - sum(rows):
+        return InputError(
+            given,
+            f"some or all of the {sum(rows)} images that are stored",
             "store the answers to all images of these data, without data.limit_train and train.select=best",
         )
+    short = [shard for shard, count in enumerate(rows) if count < len(manifest.positions(shard))]
+    files = ", ".join(shard_path(store.path, epoch, shard).relative_to(store.path).as_posix() for shard in short)
+    return InputError(
+        given,
+        "an answer to every image that can be read",
+        f"{_shards(short)} of epoch {epoch} {'was' if len(short) == 1 else 'were'} written while "
+        f"{'this image' if len(ids) == 1 else 'these images'} could not be read: remove {files} of the store, and "
+        "give the `crossdistill store` command that made it again",
+    )
+
+
+def _shards(numbers: list[int]) -> str:
+    return f"shard {numbers[0]}" if len(numbers) == 1 else f"shards {', '.join(map(str, numbers))}"
 
 
 def _can_be_read(source: Source, index: int) -> bool:
@@ -202,11 +258,25 @@ def _can_be_read(source: Source, index: int) -> bool:
     return True
 
 
-def _other_evaluation(store: Store, splits: Splits) -> list[str]:
-    measured: Mapping[str, Any] = store.manifest.facts["evaluation"]
-    if measured["source_sha256"] == source_sha256(splits.evaluation):
-        return []
-    return [
-        f"the teacher's accuracy was measured when its answers were stored, on {measured['num_samples']} images of "
-        f"split {measured['split']}, which are not those that the student is measured on"
+def _other_evaluation(store: Store, splits: Splits, protocol: dict[str, Any]) -> list[str]:
+    """Words for how the teacher was measured otherwise than the student is."""
+    measured = evaluation_of(store)
+    start, warnings = "the teacher's accuracy was measured when its answers were stored, ", []
+    if measured["source_sha256"] != source_sha256(splits.evaluation):
+        warnings.append(
+            f"{start}on {measured['num_samples']} images of split {measured['split']}, which are not those that the "
+            "student is measured on"
+        )
+    names = {"crop_pct": "data.eval_crop_pct", "precision": "train.precision"}
+    other = [
+        f"{name}={_as_given(measured[key])} and not {_as_given(protocol[key])}"
+        for key, name in names.items()
+        if measured[key] != protocol[key]
     ]
+    if other:
+        warnings.append(f"{start}with {' and '.join(other)} as the student's is")
+    return warnings
+
+
+def _as_given(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -4,6 +4,6 @@ from crossdistill.store.codec import Answers
 from crossdistill.store.manifest import Keep, Manifest, is_store
 from crossdistill.store.read import Store
 from crossdistill.store.verify import Verification, verify
-from crossdistill.store.write import StoreWriter
+from crossdistill.store.write import StoreWriter, check_folder
 
-__all__ = ["Answers", "Keep", "Manifest", "Store", "StoreWriter", "Verification", "is_store", "verify"]
+__all__ = ["Answers", "Keep", "Manifest", "Store", "StoreWriter", "Verification", "check_folder", "is_store", "verify"]

@@ -119,10 +119,10 @@ class Answers:
         return tuple(self.rows[f"embedding{at}"].float() for at in range(count))
 
 
-def empty(manifest: Manifest, num_rows: int) -> dict[str, Tensor]:
-    """Room for so many rows on the host, by name; samples' keys are not among them."""
+def empty(manifest: Manifest, num_rows: int, *, embeddings: bool) -> dict[str, Tensor]:
+    """Room for so many rows on the host, by name; samples' keys are not among them, and embeddings if wanted."""
     return {
         name: torch.empty((num_rows, *field.row), dtype=getattr(torch, field.dtype))
         for name, field in manifest.layout().items()
-        if name not in ("id", "occurrence")
+        if name not in ("id", "occurrence") and (embeddings or not name.startswith("embedding"))
     }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from crossdistill.differences import differences
 from crossdistill.errors import InputError
-from crossdistill.store.compare import differences
 
 FILE = "manifest.json"
 KIND = "crossdistill-store"
@@ -51,7 +53,7 @@ class Field:
         return np.dtype(self.dtype).itemsize * int(np.prod(self.row, dtype=np.int64))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
     """The facts of a store that all its shards share.
 
@@ -117,12 +119,25 @@ class Manifest:
 
     def fingerprint(self) -> str:
         """A hash that names whose answers these are and how they are kept; more epochs do not change it."""
+        return self._fingerprint  # every shard's header is compared with it, and class names may be many
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return _hash({key: value for key, value in _tree(self).items() if key != "facts"})
 
     def differences(self, now: Manifest) -> list[str]:
         """What another manifest says otherwise, ``facts`` aside."""
-        old, new = ({key: value for key, value in _tree(one).items() if key != "facts"} for one in (self, now))
-        return differences(old, new)
+        aside = {"facts"} | ({"embedding_dims"} if self.keep.embeddings != now.keep.embeddings else set())
+        old, new = ({key: value for key, value in _tree(one).items() if key not in aside} for one in (self, now))
+        return list(differences(old, new, was="stored").values())
+
+    def made_by(self, num_epochs: int) -> str:
+        """A phrase for the command that fills so many epochs: the one which began the store, where that is known."""
+        command = self.facts.get("command")
+        if not isinstance(command, str) or "--epochs" not in command:  # begun from Python
+            return f"the command that made the store, with --epochs {num_epochs}"
+        command = re.sub(r" --part[ =]\S+", "", command)  # that of one job of many
+        return "`" + re.sub(r"--epochs[ =]\S+", f"--epochs {num_epochs}", command) + "`"
 
     def to_json(self) -> bytes:
         """The content of ``manifest.json``."""
@@ -140,14 +155,33 @@ def class_dtype(num_classes: int) -> str:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder is a store, be its manifest damaged."""
+    """Whether a folder is a store, be its manifest damaged or lost."""
     try:
         content = json.loads((path / FILE).read_bytes())
     except OSError:
-        return False
+        return has_lost_manifest(path)
     except ValueError:
         return any(path.glob("epoch-*"))
     return isinstance(content, dict) and content.get("kind") == KIND
+
+
+def has_lost_manifest(path: Path) -> bool:
+    """Whether a folder has the shards of a store, but not what says whose they are."""
+    return not (path / FILE).exists() and any(path.glob("epoch-*/shard-*.safetensors"))
+
+
+def check_manifest(path: Path) -> None:
+    """Refuse a store whose manifest was lost.
+
+    Raises:
+        InputError: likewise.
+    """
+    if has_lost_manifest(path):
+        raise InputError(
+            f"{path}, a store without its {FILE}",
+            "the manifest as it was written",
+            "restore it from a backup, or store the answers anew in another folder",
+        )
 
 
 def load(path: Path) -> Manifest:
@@ -157,6 +191,7 @@ def load(path: Path) -> Manifest:
         InputError: there is none, it is damaged, of something else, or of a newer version.
     """
     file = path / FILE
+    check_manifest(path)
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:

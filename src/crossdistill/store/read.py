@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crossdistill.differences import differences, shown
 from crossdistill.errors import InputError
 from crossdistill.store import manifest as manifests
 from crossdistill.store.codec import Answers, empty
-from crossdistill.store.compare import differences, shown
 from crossdistill.store.manifest import LARGEST_OCCURRENCE, Manifest
 from crossdistill.store.shard import (
     KEYS,
@@ -28,6 +28,8 @@ from crossdistill.store.shard import (
     open_shard,
     sample_keys,
 )
+
+T = TypeVar("T")
 
 MOST_SHARDS = 1024
 """Shards that stay mapped: no open file, but an entry each in the system's table of mappings, which has 65,530.
@@ -65,14 +67,46 @@ class Store:
     def __reduce__(self) -> tuple[type[Self], tuple[Path, Manifest]]:
         return type(self), (self.path, self.manifest)  # other processes map the files themselves
 
-    def num_epochs(self) -> int:
-        """Whole epochs, from the first on."""
-        count = 0
-        for epoch in epochs(self.path):
-            if epoch != count or next(_problems(self.path, self.manifest, epoch), None) is not None:
+    def fact(self, what: str, of: Callable[[Manifest], T]) -> T:
+        """Something that the manifest should say of identity or facts, which whoever wrote the store was free to fill.
+
+        Args:
+            what: names it.
+            of: takes it from the manifest.
+
+        Raises:
+            InputError: the manifest does not say it.
+        """
+        try:
+            return of(self.manifest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"store {self.path}, whose manifest does not describe {what} ({type(error).__name__}: {error})",
+                "a store that `crossdistill store` made",
+                "store the teacher's answers again",
+            ) from error
+
+    def num_epochs(self, first: int = 0) -> int:
+        """Whole epochs, from the first on; ``first`` of them are known to be whole and not looked at."""
+        return first + len(self._whole(range(first, len(epochs(self.path)))))
+
+    def rows(self, num_epochs: int) -> list[list[int]]:
+        """How many answers each shard holds, by epoch, of the whole epochs among the first ``num_epochs``.
+
+        Fewer than it has positions where images could not be read. Each header is looked at once, and nothing after
+        the first epoch that is not whole.
+        """
+        return self._whole(range(num_epochs))
+
+    def _whole(self, wanted: range) -> list[list[int]]:
+        """The numbers of answers of these epochs, up to the first that is not whole."""
+        whole: list[list[int]] = []
+        for epoch in wanted:
+            rows, problems = _survey(self.path, self.manifest, epoch)
+            if problems:
                 break
-            count += 1
-        return count
+            whole.append(rows)
+        return whole
 
     def check_complete(self, num_epochs: int) -> None:
         """Refuse a store that does not hold the first ``num_epochs`` whole.
@@ -80,29 +114,38 @@ class Store:
         Raises:
             InputError: naming the shards that are missing, cut short or of another store.
         """
-        problems = [one for epoch in range(num_epochs) for one in _problems(self.path, self.manifest, epoch)]
+        found = [_survey(self.path, self.manifest, epoch)[1] for epoch in range(num_epochs)]
+        problems = [problem for each in found for problem in each]
         if problems:
-            whole = self.num_epochs()
+            whole = next(epoch for epoch, each in enumerate(found) if each)
             raise InputError(
                 f"{num_epochs} epochs from store {self.path}, which holds {whole} whole ({shown(problems)})",
                 f"{num_epochs} whole epochs" + (f", or at most {whole} asked for" if whole else ""),
-                f"give the command that made the store again with --epochs {num_epochs}: it writes what is missing"
+                f"give again {self.manifest.made_by(num_epochs)}: it writes what is missing"
                 + (f"; or see the same {whole} again and again with data.cycle_epochs={whole}" if whole else ""),
             )
 
-    def check_same(self, given: Mapping[str, Any]) -> None:
+    def check_same(self, given: Mapping[str, Any], words: Mapping[str, tuple[str, str]] | None = None) -> None:
         """Compare sections of the manifest's identity; those that are not given are not compared.
+
+        Args:
+            words: what differs and what to do, for keys whose values say nothing to a reader.
 
         Raises:
             InputError: naming each key that differs, with the value stored and the one given.
         """
         identity = self.manifest.identity
-        changed = differences({section: identity[section] for section in given if section in identity}, given)
+        stored = {section: identity[section] for section in given if section in identity}
+        changed = differences(stored, given, was="stored")
         if changed:
+            words = {key: words[key] for key in changed if key in words} if words else {}
+            phrases = [words[key][0] if key in words else phrase for key, phrase in changed.items()]
+            general = "give the stored ones, or store the teacher's answers anew in another folder"
+            actions = [action for _, action in words.values()] + ([general] if len(words) < len(changed) else [])
             raise InputError(
-                f"store {self.path}, which was made otherwise ({shown(changed)})",
+                f"store {self.path}, which was made otherwise ({shown(phrases)})",
                 "the settings that the store was made with",
-                "give the stored ones, or store the teacher's answers anew in another folder",
+                "; ".join(actions),
             )
 
     def ids(self, epoch: int) -> NDArray[np.int64]:
@@ -112,22 +155,26 @@ class Store:
         is_first[1:] = ids[1:] != ids[:-1]  # they are sorted; numpy's unique hashes, which is slower
         return ids[is_first]
 
-    def read(self, epoch: int, samples: Tensor) -> Answers:
+    def read(self, epoch: int, samples: Tensor, *, embeddings: bool = True) -> Answers:
         """The rows of these samples, on the host, in their order.
 
         Args:
             samples: ``(B, 2)`` int64 on the host, ids and occurrences.
+            embeddings: whether those are wanted too, where they are kept; if not, nothing of them is read.
 
         Raises:
             InputError: a sample without an answer, or a damaged shard.
         """
         table = self._table(epoch)
         shards, rows = table.find(samples.numpy(), f"epoch {epoch} of store {self.path}")
-        answers = empty(self.manifest, len(samples))
+        answers = empty(self.manifest, len(samples), embeddings=embeddings)
+        names = (*KEYS, *answers)
         for number in np.unique(shards).tolist():
-            shard = self._shard(epoch, number)
+            shard = self._shard(epoch, number, names)
             if shard.key_hashes != table.hashes[number]:
-                raise _refused(self.path, epoch, number, "it was written again since the store was opened")
+                raise _refused(
+                    self.path, self.manifest, epoch, number, "it was written again since the store was opened"
+                )
             at = np.flatnonzero(shards == number)
             for name, answer in answers.items():
                 _pick(shard.arrays[name], rows[at], answer.numpy(), at)
@@ -179,7 +226,7 @@ def _make_table(path: Path, manifest: Manifest, epoch: int) -> _Table:
             shard = open_shard(path, manifest, epoch, number)
             shard.check(KEYS)
         except DamagedShard as error:
-            raise _refused(path, epoch, number, error) from error
+            raise _refused(path, manifest, epoch, number, error) from error
         keys.append(shard.keys())
         hashes.append(shard.key_hashes)
     joined, sizes = np.concatenate(keys), [len(one) for one in keys]
@@ -190,18 +237,23 @@ def _make_table(path: Path, manifest: Manifest, epoch: int) -> _Table:
 
 
 def _checked_shard(
-    path: Path, manifest: Manifest, sound: dict[Path, tuple[int, int, int]], epoch: int, number: int
+    path: Path,
+    manifest: Manifest,
+    sound: dict[tuple[Path, tuple[str, ...]], tuple[int, int, int]],
+    epoch: int,
+    number: int,
+    names: tuple[str, ...],
 ) -> Shard:
-    """Map a shard and check its hashes, unless they were checked and the file is still the same."""
+    """Map a shard and check these tensors' hashes, unless they were checked and the file is still the same."""
     try:
         shard = open_shard(path, manifest, epoch, number)
         stat = os.stat(shard.path)
         mark = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if sound.get(shard.path) != mark:
-            shard.check(shard.arrays)
-            sound[shard.path] = mark
+        if sound.get((shard.path, names)) != mark:
+            shard.check(names)
+            sound[shard.path, names] = mark
     except (DamagedShard, OSError) as error:
-        raise _refused(path, epoch, number, error) from error
+        raise _refused(path, manifest, epoch, number, error) from error
     return shard
 
 
@@ -213,22 +265,24 @@ def _pick(stored: NDArray[Any], rows: NDArray[np.int32], out: NDArray[Any], at: 
         out[at] = stored[rows]
 
 
-def _problems(path: Path, manifest: Manifest, epoch: int) -> Iterator[str]:
-    """A phrase for each shard of this epoch that is missing, cut short or another one."""
+def _survey(path: Path, manifest: Manifest, epoch: int) -> tuple[list[int], list[str]]:
+    """How many answers each sound shard of this epoch holds, and a phrase for each one that is missing, cut short or
+    another one."""
     if not epoch_path(path, epoch).exists():
-        yield f"epoch {epoch}: nothing"
-        return
+        return [], [f"epoch {epoch}: nothing"]
+    rows, problems = [], []
     for shard in range(manifest.num_shards):
         try:
-            check_header(path, manifest, epoch, shard)
+            rows.append(check_header(path, manifest, epoch, shard))
         except DamagedShard as error:
-            yield f"epoch {epoch} shard {shard}: {error}"
+            problems.append(f"epoch {epoch} shard {shard}: {error}")
+    return rows, problems
 
 
-def _refused(path: Path, epoch: int, number: int, reason: object) -> InputError:
+def _refused(path: Path, manifest: Manifest, epoch: int, number: int, reason: object) -> InputError:
     return InputError(
         f"store {path}, whose shard {number} of epoch {epoch} cannot be used: {reason}",
         "the shard as it was written",
-        f"list all such shards with `crossdistill store --verify {path}`, remove them, and give the command that made "
-        "the store again: it writes what is missing",
+        f"`crossdistill store --verify {path} --remove-damaged`, then {manifest.made_by(max(epochs(path)) + 1)}, which "
+        "writes what is missing, then this command with --resume",
     )

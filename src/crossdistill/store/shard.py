@@ -116,15 +116,17 @@ def open_shard(store: Path, manifest: Manifest, epoch: int, shard: int) -> Shard
         return Shard(path, {name: file.get_tensor(name).numpy() for name in manifest.layout()}, hashes)
 
 
-def check_header(store: Path, manifest: Manifest, epoch: int, shard: int) -> None:
+def check_header(store: Path, manifest: Manifest, epoch: int, shard: int) -> int:
     """Check that a shard is as long as its header says (reading past the end of a mapped file would end the process),
-    is the one that its name says, and holds what the manifest says.
+    is the one that its name says, and holds what the manifest says; how many answers these are.
 
     Raises:
         DamagedShard: it is missing, cut short, or another one.
     """
     with _opened(shard_path(store, epoch, shard)) as file:
         _check(file, manifest, epoch, shard)
+        (num_rows,) = file.get_slice("id").get_shape()
+        return int(num_rows)
 
 
 def _labels(manifest: Manifest, epoch: int, shard: int) -> dict[str, str]:

@@ -20,6 +20,7 @@ class Verification:
 
     Attributes:
         num_epochs: whole epochs, from the first on.
+        num_begun: epochs up to the last of which anything is there.
         num_shards: whole shards.
         num_rows: answers in these.
         num_bytes: bytes of their files.
@@ -28,6 +29,7 @@ class Verification:
     """
 
     num_epochs: int
+    num_begun: int
     num_shards: int
     num_rows: int
     num_bytes: int
@@ -67,7 +69,7 @@ def verify(path: Path, progress: Callable[[int, int], None] | None = None) -> Ve
     unusable = {epoch for epoch, _ in (*missing, *damaged)}
     num_epochs = next((epoch for epoch in range(last) if epoch in unusable), last)
     num_shards = last * manifest.num_shards - len(missing) - len(damaged)
-    return Verification(num_epochs, num_shards, rows, sizes, tuple(missing), damaged)
+    return Verification(num_epochs, last, num_shards, rows, sizes, tuple(missing), damaged)
 
 
 def _each(path: Path, manifest: Manifest, num_epochs: int) -> Iterator[tuple[int, int, Shard | DamagedShard]]:

@@ -11,14 +11,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from crossdistill.differences import shown
 from crossdistill.errors import InputError
 from crossdistill.files import NO_ROOM
 from crossdistill.store import manifest as manifests
 from crossdistill.store.codec import encode
-from crossdistill.store.compare import shown
 from crossdistill.store.manifest import LARGEST_ID, LARGEST_OCCURRENCE, Manifest
 from crossdistill.store.partial import is_partial, put_first, remove_abandoned, sync
-from crossdistill.store.shard import DamagedShard, check_header, epoch_path, write_shard
+from crossdistill.store.shard import DamagedShard, check_header, epoch_path, shard_path, write_shard
 
 
 class StoreWriter:
@@ -39,7 +39,7 @@ class StoreWriter:
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if not (path / manifests.FILE).exists():
-                _check_empty(path)
+                check_folder(path)
                 put_first(path / manifests.FILE, manifest.to_json())
         stored = manifests.load(path)
         changed = stored.differences(manifest)
@@ -55,12 +55,16 @@ class StoreWriter:
 
     def missing(self, num_epochs: int) -> list[tuple[int, int]]:
         """The (epoch, shard) of the first ``num_epochs`` that are not there whole, in order."""
-        return [
-            (epoch, shard)
-            for epoch in range(num_epochs)
-            for shard in range(self.manifest.num_shards)
-            if not self._is_whole(epoch, shard)
-        ]
+        every = [(epoch, shard) for epoch in range(num_epochs) for shard in range(self.manifest.num_shards)]
+        return self.still_missing(every)
+
+    def still_missing(self, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those of these (epoch, shard) that are not there whole, in order; others are not looked at."""
+        return [place for place in places if not self._is_whole(*place)]
+
+    def unreadable(self, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those of these missing (epoch, shard) that have a file, which is not whole and will be replaced."""
+        return [place for place in places if shard_path(self.path, *place).exists()]
 
     def write(self, epoch: int, shard: int, samples: Tensor, logits: Tensor, embeddings: Sequence[Tensor] = ()) -> None:
         """Write one shard; one that is there is replaced.
@@ -117,7 +121,17 @@ class StoreWriter:
             )
 
 
-def _check_empty(path: Path) -> None:
+def check_folder(path: Path) -> None:
+    """Refuse a place where no store can be begun, nor is there one; nothing is made there.
+
+    Raises:
+        InputError: a file, or a folder that holds something else.
+    """
+    if not path.is_dir():
+        if path.exists():
+            raise InputError(f"{path}, which is a file", "a folder for the store", "give another --out")
+        return
+    manifests.check_manifest(path)
     others = sorted(one.name for one in path.iterdir() if not is_partial(one))
     if others and not (path / manifests.FILE).exists():  # another writer may have made it meanwhile
         raise InputError(

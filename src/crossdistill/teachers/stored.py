@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from crossdistill.contracts import Batch, InputSpec, ModelSpec, Outputs, Signal, StageSpec, Teacher
-from crossdistill.errors import InputError
 from crossdistill.store import Answers, Store
 from crossdistill.teachers.several import are_several
 
@@ -23,6 +22,8 @@ class StoredTeacher:
     Attributes:
         spec: that of the network which answered, named as stored.
         holds: logits, and the embedding where the store has it.
+        passes_on: which signals its answers hold, beside the logits; all of them until somebody says what a method
+            needs. An embedding that is left out is not read.
 
     Raises:
         InputError: a store whose facts do not describe a teacher.
@@ -33,16 +34,17 @@ class StoredTeacher:
         spec = _read(store, lambda facts: spec_of(facts["spec"]))
         self.spec: ModelSpec = replace(spec, name=f"{spec.name} (stored)")
         self.holds: frozenset[Signal] = _held(store).union(("logits",))
+        self.passes_on: frozenset[Signal] = self.holds
 
     def signals(self, batch: Batch) -> Outputs:
-        """The stored logits ``(B, K)`` and embedding ``(B, D)`` in float32, on the device of the batch.
+        """The stored logits ``(B, K)`` and the embedding ``(B, D)`` if that is passed on, in float32, on the device of
+        the batch.
 
         Raises:
             InputError: a sample without an answer, or a damaged shard.
         """
         answers = self._answers(batch)
-        embedding = answers.embeddings()[0] if "embedding" in self.holds else None
-        return Outputs(logits=answers.logits(), embedding=embedding)
+        return Outputs(logits=answers.logits(), embedding=next(iter(answers.embeddings()), None))
 
     def fingerprint(self) -> str:
         """The hash that names what was stored: weights, images, and what is kept of each answer."""
@@ -53,7 +55,8 @@ class StoredTeacher:
         if samples is None:  # whoever makes batches without it shows each image once
             ids = batch.sample_id.cpu()
             samples = torch.stack([ids, torch.zeros_like(ids)], dim=1)
-        return self.store.read(batch.epoch, samples).to(batch.target.device)
+        wanted = "embedding" in self.passes_on
+        return self.store.read(batch.epoch, samples, embeddings=wanted).to(batch.target.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class StoredEnsemble(StoredTeacher):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self.passes_on: frozenset[Signal] = frozenset({"logits"})
+        self.passes_on = frozenset({"logits"})
         self.weights: tuple[float, ...] = _read(store, lambda facts: tuple(map(float, facts["weights"])))
         specs = _read(store, lambda facts: [spec_of(one) for one in facts["members"]])
         self.teachers = tuple(
@@ -81,11 +84,8 @@ class StoredEnsemble(StoredTeacher):
     def signals(self, batch: Batch) -> Outputs:
         """The log of the mean of probabilities ``(B, K)``, and the embedding of each teacher if that is passed on."""
         answers = self._answers(batch)
-        if "embedding" in self.passes_on & self.holds:
-            members = tuple(Outputs(embedding=one) for one in answers.embeddings())
-        else:
-            members = tuple(Outputs() for _ in self.teachers)
-        return Outputs(logits=answers.logits(), members=members)
+        each = answers.embeddings() or (None,) * len(self.teachers)
+        return Outputs(logits=answers.logits(), members=tuple(Outputs(embedding=one) for one in each))
 
 
 def stored_teacher(store: Store) -> StoredTeacher:
@@ -117,11 +117,4 @@ def _held(store: Store) -> frozenset[Signal]:
 
 
 def _read(store: Store, what: Any) -> Any:
-    try:
-        return what(store.manifest.facts["teacher"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"store {store.path}, whose manifest does not describe its teacher ({type(error).__name__}: {error})",
-            "a store that `crossdistill store` made",
-            "store the teacher's answers again",
-        ) from error
+    return store.fact("its teacher", lambda manifest: what(manifest.facts["teacher"]))

@@ -52,6 +52,38 @@ def test_an_interruption_is_130(meets, error):
     assert set(json.loads(printed.out)["error"]) == {"interrupted"}
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [("interrupted after step 3; kept", "after step 3; kept"), ("interrupted; go on", "go on")]
+)
+def test_an_interruption_is_said_once(meets, text, said):
+    assert meets(Interrupted(text))[1].err == f"interrupted: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("train --model a --data digits --out never", "--epochs 0"),
+        ("distill --teacher a --student b --data digits --out never", "--batch-size -1"),
+        ("store --teacher a --data digits --epochs 2 --out never", "--top-k 0"),
+        ("store --teacher a --data digits --out never", "--epochs 0"),
+        ("store --teacher a --data digits --epochs 2 --out never", "--part abc"),
+        ("bench speed --teacher a --student b --data digits", "--steps 0"),
+        ("bench speed --teacher a --student b --data digits", "--warmup -1"),
+    ],
+)
+def test_a_number_that_nothing_takes_is_refused_before_torch_loads(command, given):
+    line = f"import sys; from crossdistill import cli; code = cli.run({f'{command} {given}'.split()!r}); "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{line}assert 'torch' not in sys.modules; sys.exit(code)"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == cli.EXIT_BAD_INPUT, done.stderr
+    option, value = given.split()
+    assert option in done.stderr
+    assert value in done.stderr
+
+
 def test_warnings_are_a_line_of_text(monkeypatch, capsys):
     def warn():
         warnings.warn("the moon is full", stacklevel=1)

@@ -77,13 +77,37 @@ def test_without_one_there_is_only_the_time_of_the_process():
 
 def test_the_sentences_give_the_figures():
     measured, compared = sentences(FIGURES)
-    for words in ("40.0 ms", "36.0 to 44.0, 20 steps", f"{grouped(25_600)} images/s", "1.3%", "3072 MiB GPU memory"):
+    together = f"All 20 together: {grouped(25_600)} images/s"
+    for words in ("40.0 ms", "median; quartiles 36.0 to 44.0", together, "1.3%", "3072 MiB GPU memory"):
         assert words in measured
     assert "1.95 times" in compared
     assert "1.05 times" in compared
     alone = changed(in_turn={name: FIGURES["in_turn"][name] for name in ("online", "plain")})
     assert "store" not in sentences(alone)[1]
     assert [row[0] for row in comparison(alone)[1]] == ["this step", "plain training of the student"]
+
+
+def in_turn(**ways):
+    return changed(in_turn=FIGURES["in_turn"] | ways)
+
+
+def test_a_ratio_whose_quartiles_contain_1_is_said_to_be_no_clear_difference():
+    assert "1.05 times (quartiles 0.95 to 1.16: no clear difference)" in sentences(FIGURES)[1]
+    assert "1.95 times as long" in sentences(FIGURES)[1]
+
+
+def test_this_step_measured_twice_with_other_results_asks_to_measure_again():
+    assert len(sentences(FIGURES)) == 2
+    for ms in (39.0 / 1.7, 39.0 * 1.7):
+        online = {"ms": spread(ms), "ratio": spread(1.95)}
+        assert sentences(in_turn(online=online))[2].endswith("busier in one part than in the other; measure again.")
+        assert "measure again" in breakdown_page(in_turn(online=online))
+
+
+def test_waiting_for_data_is_no_reason_to_measure_again():
+    waiting = in_turn(online={"ms": spread(16.0), "ratio": spread(1.95)}) | {"data_wait_share": 0.6}
+    assert len(sentences(waiting)) == 2
+    assert len(sentences(waiting | {"data_wait_share": 0.0})) == 3
 
 
 def test_the_page_is_whole_and_loads_nothing():

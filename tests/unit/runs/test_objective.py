@@ -11,7 +11,15 @@ from crossdistill.errors import InputError, UnsuitablePair
 from crossdistill.models import build
 from crossdistill.registry import METHODS
 from crossdistill.runs.objective import PerTeacher, build_method, resolve_method
-from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, MappedTeacher, make_class_map
+from crossdistill.store import Keep, Manifest, Store, StoreWriter
+from crossdistill.teachers import (
+    EnsembleTeacher,
+    FrozenTeacher,
+    MappedTeacher,
+    facts_of,
+    make_class_map,
+    stored_teacher,
+)
 
 NUM_CLASSES = 10
 TEACHING = [record.name for record in METHODS if record.value.needs]
@@ -118,6 +126,20 @@ def test_a_live_teacher_passes_on_what_its_method_needs(student, teachers, batch
         assert one.passes_on == method.needs
         assert answer.logits is not None  # whoever measures the teacher reads them
         assert (answer.stages is not None, answer.embedding is not None) == (name == "fitnet", name == "crd")
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_a_stored_teacher_passes_on_what_its_method_needs(student, teachers, tmp_path, embeddings):
+    one = teachers["teacher0"]
+    dims = (one.spec.embedding_dim,) if embeddings else ()
+    facts = {"teacher": facts_of(one)}
+    StoreWriter.open(tmp_path, Manifest({}, facts, one.spec.num_classes, 2, 2, Keep(embeddings=embeddings), dims))
+    stored = stored_teacher(Store.open(tmp_path))
+    assert ("embedding" in stored.passes_on) == embeddings
+    method_of("kd", student, stored)
+    assert stored.passes_on == {"logits"}
+    if embeddings:
+        assert "embedding" in method_of("crd", student, stored).needs & stored.passes_on
 
 
 def test_only_the_ratios_of_weights_matter(student, teachers, batch):

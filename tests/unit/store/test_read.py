@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from crossdistill.errors import InputError
 from crossdistill.store import Keep, Store, StoreWriter, read
+from crossdistill.store import manifest as manifests
 from crossdistill.store.codec import Answers, encode
-from crossdistill.store.shard import shard_path
+from crossdistill.store.shard import check_header, shard_path
 from samples.answers import expected, fill, make_answers, make_manifest
 
 
@@ -137,6 +138,65 @@ def test_sections_of_the_identity_are_compared_and_the_difference_shown(tmp_path
     with pytest.raises(InputError) as error:
         store.check_same({"images": {"seed": 1, "sizes": [32, 32]}, "order": {"batch_size": 8}})
     assert "images.seed: stored 0, now 1; order.batch_size: stored 'unset', now 8" in error.value.given
+
+
+def test_what_names_a_store_is_computed_once_however_many_headers_are_compared_with_it(tmp_path, monkeypatch):
+    hashed, before = [], manifests._hash
+    manifest = make_manifest(num_samples=40, shard_size=2)
+    fill(tmp_path, manifest, epochs=2)
+    monkeypatch.setattr(manifests, "_hash", lambda tree: (hashed.append(tree), before(tree))[1])
+    store = Store.open(tmp_path)
+    assert len(hashed) == 1  # the manifest's own
+    assert store.rows(2) == [[2] * 20] * 2
+    store.check_complete(2)
+    assert StoreWriter(tmp_path, store.manifest).missing(2) == []
+    assert len(hashed) == 2  # and the one that every header carries
+    assert store.fingerprint() == manifest.fingerprint()
+
+
+def test_the_answers_of_each_shard_are_counted_up_to_the_first_epoch_that_is_not_whole(tmp_path, monkeypatch):
+    manifest, looked = make_manifest(), []
+    writer = fill(tmp_path, manifest, epochs=4)
+    samples, logits, _ = make_answers(manifest, 1, 1)
+    writer.write(1, 1, samples[:5], logits[:5])
+    shard_path(tmp_path, 2, 0).unlink()
+    monkeypatch.setattr(read, "check_header", lambda *at: (looked.append(at[2:]), check_header(*at))[1])
+    store = Store.open(tmp_path)
+    assert store.rows(4) == [[8, 8, 4], [8, 5, 4]]
+    assert looked == [(epoch, shard) for epoch in range(3) for shard in range(3)]
+    assert store.rows(1) == [[8, 8, 4]]
+    assert store.num_epochs() == 2
+    assert store.num_epochs(3) == 4
+
+
+def test_without_embeddings_nothing_of_them_is_read(tmp_path):
+    manifest = make_manifest(dims=(5, 2))
+    fill(tmp_path, manifest)
+    samples, _, embeddings = expected(manifest, 0)
+    store = Store.open(tmp_path)
+    answers = store.read(0, samples, embeddings=False)
+    assert answers.embeddings() == ()
+    assert set(answers.rows) == {"shift", "logits"}
+    assert torch.equal(answers.logits(), store.read(0, samples).logits())
+    path = shard_path(tmp_path, 0, 0)
+    content = bytearray(path.read_bytes())
+    at = content.find(embeddings[1][:8].half().numpy().tobytes())
+    assert at > 0
+    flip(path, at)
+    assert torch.equal(Store.open(tmp_path).read(0, samples, embeddings=False).logits(), answers.logits())
+    with pytest.raises(InputError, match="its embedding1 is not what was written") as error:
+        Store.open(tmp_path).read(0, samples)
+    assert f"`crossdistill store --verify {tmp_path} --remove-damaged`" in error.value.action
+
+
+def test_what_the_manifest_does_not_say_is_refused(tmp_path):
+    fill(tmp_path, make_manifest(), epochs=0)
+    store = Store.open(tmp_path)
+    assert store.fact("its seed", lambda manifest: manifest.identity["images"]["seed"]) == 0
+    with pytest.raises(InputError, match=r"does not describe its teacher \(KeyError: 'teacher'\)"):
+        store.fact("its teacher", lambda manifest: manifest.facts["teacher"])
+    with pytest.raises(InputError, match="does not describe its size"):
+        store.fact("its size", lambda manifest: manifest.facts["spec"]["name"]["size"])
 
 
 def flip(path, at):

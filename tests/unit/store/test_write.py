@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from crossdistill.errors import InputError
-from crossdistill.store import Keep, Store, StoreWriter, verify
+from crossdistill.store import Keep, Store, StoreWriter, check_folder, verify
 from crossdistill.store import partial as partials
+from crossdistill.store.partial import partial_path
 from crossdistill.store.shard import shard_path
 from samples.answers import IDENTITY, expected, fill, make_answers, make_manifest
 
@@ -77,7 +78,7 @@ def test_unreadable_images_are_simply_not_among_the_rows(tmp_path):
         ({"shard_size": 9}, "shard_size: stored 8, now 9"),
         ({"num_samples": 21}, "num_samples: stored 20, now 21"),
         ({"num_classes": 11}, "num_classes: stored 10, now 11"),
-        ({"keep": Keep(embeddings=True), "embedding_dims": (3,)}, "embedding_dims.0: stored 'unset', now 3"),
+        ({"keep": Keep(embeddings=True), "embedding_dims": (3,)}, r"\(keep.embeddings: stored False, now True\)"),
     ],
 )
 def test_another_store_is_refused_with_the_difference(tmp_path, change, words):
@@ -99,6 +100,32 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds something else: notes\.txt"):
         StoreWriter.open(tmp_path, make_manifest())
     assert files(tmp_path) == {"notes.txt"}
+
+
+def test_where_no_store_can_be_begun_is_known_before(tmp_path):
+    check_folder(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    check_folder(tmp_path)
+    partial_path(tmp_path / "manifest.json").write_text("half")
+    check_folder(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="which is a file"):
+        check_folder(tmp_path / "file")
+    (tmp_path / "file").rename(tmp_path / ".hidden")
+    for check in (check_folder, lambda path: StoreWriter.open(path, make_manifest())):
+        with pytest.raises(InputError, match=r"holds something else: \.hidden"):
+            check(tmp_path)
+    (tmp_path / ".hidden").unlink()
+    StoreWriter.open(tmp_path, make_manifest())
+    (tmp_path / "notes.txt").write_text("mine")
+    check_folder(tmp_path)  # a store is there
+
+
+def test_only_the_shards_that_are_asked_about_are_looked_at(tmp_path):
+    writer = fill(tmp_path, make_manifest())
+    for shard in (0, 2):
+        shard_path(tmp_path, 0, shard).unlink()
+    assert writer.still_missing([(0, 1), (0, 2)]) == [(0, 2)]
 
 
 def test_a_manifest_of_something_else_is_refused(tmp_path):

@@ -88,6 +88,18 @@ def test_a_batch_that_does_not_say_how_often_shows_each_sample_for_the_first_tim
         teacher.signals(batch_of(torch.tensor([[4, 0]])))
 
 
+def test_the_embedding_is_read_only_where_it_is_passed_on(tmp_path, answers):
+    samples, logits, embedding, _ = answers
+    teacher = stored_teacher(store_of(tmp_path, answers, One(), 1))
+    assert teacher.passes_on == teacher.holds
+    close(teacher.signals(batch_of(samples)).embedding, embedding[0])
+    teacher.passes_on = frozenset({"logits"})
+    assert set(teacher._answers(batch_of(samples)).rows) == {"shift", "logits"}
+    found = teacher.signals(batch_of(samples))
+    close(found.logits, logits[0])
+    assert found.embedding is None
+
+
 def test_several_answer_as_one_and_pass_on_the_embeddings_that_are_asked_for(tmp_path, answers):
     samples, logits, *embeddings = answers
     teacher = stored_teacher(store_of(tmp_path, answers, Two(), 2))

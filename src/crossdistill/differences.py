@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _UNSET = "unset"
@@ -22,23 +22,26 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, child in children for key, value in leaves(child, f"{prefix}{name}.").items()}
 
 
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One phrase for every key whose values differ, sorted; a key that one side lacks is ``'unset'`` there.
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, was: str) -> dict[str, str]:
+    """A phrase for every key whose values differ, in their order; a key that one side lacks is ``'unset'`` there.
 
     Both are compared as JSON has them: a tuple is a list.
 
-    >>> differences({"seed": 0, "size": 32}, {"seed": 1, "size": 32, "flip": True})
-    ["flip: stored 'unset', now True", 'seed: stored 0, now 1']
+    Args:
+        was: the word that stands before the earlier value.
+
+    >>> differences({"seed": 0, "size": 32}, {"seed": 1, "size": 32, "flip": True}, was="stored")
+    {'flip': "flip: stored 'unset', now True", 'seed': 'seed: stored 0, now 1'}
     """
-    old, new = (leaves(json.loads(json.dumps(dict(tree)))) if tree else {} for tree in (stored, now))
-    return [
-        f"{key}: stored {old.get(key, _UNSET)!r}, now {new.get(key, _UNSET)!r}"
+    old, new = (leaves(json.loads(json.dumps(dict(tree)))) if tree else {} for tree in (before, now))
+    return {
+        key: f"{key}: {was} {old.get(key, _UNSET)!r}, now {new.get(key, _UNSET)!r}"
         for key in sorted(old.keys() | new.keys())
         if _differ(old.get(key, _UNSET), new.get(key, _UNSET))
-    ]
+    }
 
 
-def shown(phrases: list[str]) -> str:
+def shown(phrases: Sequence[str]) -> str:
     """The first of many phrases, and how many more there are.
 
     >>> shown(["one", "two"])
