@@ -6,9 +6,12 @@ round. A ratio is the median over the rounds of our images a second divided by t
 Waiting is the share of an epoch that the training process spends in asking for the next batch. Memory is the most that
 a process with one loader holds during an epoch: all of its own, and what its workers hold for themselves alone.
 
+The first epoch of each is in no ratio: in it workers start, and ours decodes images that it keeps. Images a second of
+that epoch are in ``first_epoch_ours`` and ``first_epoch_peer``. An epoch has 64 steps unless a batch size is given.
+
     python benchmarks/end_to_end.py --imagenette IMAGENETTE --cifar100 CIFAR100
     python benchmarks/end_to_end.py --imagenette IMAGENETTE --cifar100 CIFAR100 --device cuda --students timm/resnet18 \
-        --limit 8192 --batch-size 128
+        --limit 50000 --batch-size 128
 
 Ours comes in two kinds: "cpu" changes pixels in loader processes, as the others do; "device" (data.augment_on=device)
 where the network trains, where sets of one image size and up to 512 MiB then live.
@@ -32,9 +35,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from loading import MEAN, STD, TRANSFORMS, write_files
-from timing import MIB, Row, compared, made, order_of, rounded, write
-from timm.data import Mixup, create_loader
+from loading import MEAN, STD, TRANSFORMS, timm_epochs, write_files
+from timing import MIB, Row, compared, made, rounded, write
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, default_collate
@@ -42,17 +44,26 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from crossdistill import build
+from crossdistill.analysis.turns import order_of
 from crossdistill.contracts import InputSpec
 from crossdistill.data import TrainLoader, open_source
 from crossdistill.report.table import markdown
 from crossdistill.settings import AugmentSettings, DataSettings
+
+NUM_STEPS, FEWEST_STEPS = 64, 50
+"""Steps of an epoch where no batch size is asked for, and how many it must have, so that its first batch, for which
+loaders without prepared ones are waited for, is a small part of it.
+"""
+
+MAGNITUDE = 21
+"""torchvision's RandAugment counts to 30 where timm's counts to 10: 7 there."""
 
 OURS, PEERS = ("cpu", "device"), ("timm", "torchvision")
 
 COLUMNS = (
     *("images", "transforms", "image_size", "student", "batch_size", "ours_are", "peer", "workers", "our_workers"),
     *("num_images", "rounds", "unit", "peer_speed", "ours", "ratio", "ratio_low", "ratio_high"),
-    *("peer_waits", "ours_wait", "peer_peak_mib", "ours_peak_mib"),
+    *("first_epoch_peer", "first_epoch_ours", "peer_waits", "ours_wait", "peer_peak_mib", "ours_peak_mib"),
     *("processor", "threads", "device", "torch", "timm", "commit", "command", "date"),
 )
 SAME = ("images", "transforms", "image_size", "student", "batch_size", "ours_are", "peer", "workers", "device")
@@ -111,31 +122,8 @@ def ours(case: Case, *, on_device: bool) -> Loader:
 
 def timms(case: Case) -> Loader:
     """torchvision's ImageFolder through timm's loader, on a GPU with its prefetcher."""
-    augment, is_gpu = case.augment, case.device != "cpu"
-    dataset = ImageFolder(str(case.root / "train"))
-    loader = create_loader(
-        dataset,
-        input_size=(3, case.image_size, case.image_size),
-        batch_size=case.batch_size,
-        is_training=True,
-        use_prefetcher=is_gpu,
-        re_prob=augment.erase,
-        re_mode="pixel",
-        color_jitter=0.0,
-        auto_augment=augment.rand_augment,
-        interpolation="random",
-        mean=MEAN,
-        std=STD,
-        num_workers=case.workers,
-        pin_memory=is_gpu,
-        device=torch.device(case.device),
-    )
-    mixup = Mixup(augment.mixup, augment.cutmix, mode="pair", num_classes=case.num_classes) if augment.mixup else None
-
-    def epoch() -> Batches:
-        for images, target in loader:
-            yield mixup(images, target) if mixup else (images, target)
-
+    dataset, where = ImageFolder(str(case.root / "train")), torch.device(case.device)
+    epoch = timm_epochs(dataset, case.augment, case.image_size, case.batch_size, case.workers, where)
     return Loader(epoch, case.workers)
 
 
@@ -146,7 +134,7 @@ def torchvisions(case: Case) -> Loader:
     steps: list[nn.Module] = [
         v2.RandomChoice([v2.RandomResizedCrop(size, augment.scale, augment.ratio, one) for one in kernels]),
         v2.RandomHorizontalFlip(0.5),
-        *([v2.RandAugment(num_ops=2, magnitude=7)] if augment.rand_augment else []),
+        *([v2.RandAugment(num_ops=2, magnitude=MAGNITUDE, num_magnitude_bins=31)] if augment.rand_augment else []),
         v2.PILToTensor(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(MEAN, STD),
@@ -229,6 +217,7 @@ def compare(case: Case, student: str, rounds: int, memory: Mapping[str, float]) 
         for index in order_of(number, len(loaders)):
             trained.train(list(loaders.values())[index])
     speeds = {name: np.array(loader.speeds[1:]) for name, loader in loaders.items()}
+    first = {name: loader.speeds[0] for name, loader in loaders.items()}
     waits = {name: float(np.median(loader.waits[1:])) for name, loader in loaders.items()}
     num_images = len(open_source(DataSettings(source=f"folder:{case.root}")).train.targets)
     for own in OURS:
@@ -240,6 +229,7 @@ def compare(case: Case, student: str, rounds: int, memory: Mapping[str, float]) 
                     **{"workers": case.workers, "our_workers": loaders[own].num_workers, "num_images": num_images},
                     **{"rounds": rounds, "unit": "images/s", "ours": float(np.median(speeds[own]))},
                     **{"peer_speed": float(np.median(speeds[peer])), **compared("ratio", speeds[own] / speeds[peer])},
+                    **{"first_epoch_peer": first[peer], "first_epoch_ours": first[own]},
                     **{"peer_waits": waits[peer], "ours_wait": waits[own]},
                     **{"peer_peak_mib": memory[peer], "ours_peak_mib": memory[own]},
                 }
@@ -314,8 +304,22 @@ def cases(options: argparse.Namespace, folder: Path) -> Iterator[Case]:
             root = folder / f"{images}-{size}"
             if not root.exists():
                 write_files(parquet, root, limit=share, suffix=suffix)
-            how = {"batch_size": options.batch_size, "workers": options.workers, "device": options.device}
-            yield Case(images, root, transforms, size, num_classes=num_classes, **how)
+            how = {"workers": options.workers, "device": options.device}
+            size_of_batch = batch_size(root, options.batch_size)
+            yield Case(images, root, transforms, size, size_of_batch, num_classes=num_classes, **how)
+
+
+def batch_size(root: Path, wanted: int | None) -> int:
+    """As asked for, or what makes an epoch of these files :data:`NUM_STEPS` long.
+
+    Raises:
+        ValueError: too few steps to say anything.
+    """
+    num_images = sum(1 for _ in (root / "train").glob("*/*"))
+    size = wanted or num_images // NUM_STEPS
+    if not size or num_images // size < FEWEST_STEPS:
+        raise ValueError(f"{num_images} images in batches of {size} are fewer than {FEWEST_STEPS} steps: raise --limit")
+    return size
 
 
 def main() -> None:
@@ -325,7 +329,7 @@ def main() -> None:
     parser.add_argument("--cifar100", type=Path, required=True, help="folder of parquet files")
     parser.add_argument("--students", nargs="+", default=["timm/mobilenetv3_small_050"], help="such as timm/resnet18")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, help=f"default: an epoch has {NUM_STEPS} steps")
     parser.add_argument(
         "--limit", type=int, default=1280, help="CIFAR's images; of imagenette two fifths, one at 224 px"
     )

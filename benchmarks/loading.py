@@ -85,12 +85,21 @@ class Contender:
 def theirs(root: Path, augment: AugmentSettings, size: int, workers: int) -> Contender:
     """torchvision's ImageFolder through timm's loader, prepared on the CPU."""
     dataset = ImageFolder(str(root))
+    epoch = timm_epochs(dataset, augment, size, BATCH_SIZE, workers, torch.device("cpu"))
+    return Contender(epoch, len(dataset) // BATCH_SIZE * BATCH_SIZE)
+
+
+def timm_epochs(
+    dataset: ImageFolder, augment: AugmentSettings, size: int, batch_size: int, workers: int, device: torch.device
+) -> Callable[[], Iterator[Any]]:
+    """Epochs of timm's loader with timm's mixing; on a GPU with its prefetcher."""
+    is_gpu = device.type != "cpu"
     loader = create_loader(
         dataset,
         input_size=(3, size, size),
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         is_training=True,
-        use_prefetcher=False,
+        use_prefetcher=is_gpu,
         re_prob=augment.erase,
         re_mode="pixel",
         color_jitter=0.0,
@@ -99,17 +108,17 @@ def theirs(root: Path, augment: AugmentSettings, size: int, workers: int) -> Con
         mean=MEAN,
         std=STD,
         num_workers=workers,
-        device=torch.device("cpu"),
+        pin_memory=is_gpu,
+        device=device,
     )
-    mixup = (
-        Mixup(augment.mixup, augment.cutmix, mode="pair", num_classes=len(dataset.classes)) if augment.mixup else None
-    )
+    num_classes = len(dataset.classes)
+    mixup = Mixup(augment.mixup, augment.cutmix, mode="pair", num_classes=num_classes) if augment.mixup else None
 
     def epoch() -> Iterator[Any]:
         for images, target in loader:
             yield mixup(images, target) if mixup else (images, target)
 
-    return Contender(epoch, len(dataset) // BATCH_SIZE * BATCH_SIZE)
+    return epoch
 
 
 def ours(root: Path, augment: AugmentSettings, size: int, workers: int, *, in_memory: bool) -> Contender:

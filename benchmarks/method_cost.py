@@ -51,25 +51,26 @@ class Pair:
         torch.manual_seed(0)
         self.device, self.names = device, (teacher, student)
         self.student = build(student, num_classes=NUM_CLASSES)
-        self.teacher = FrozenTeacher(build(teacher, num_classes=NUM_CLASSES)).to(device)
+        self.network = build(teacher, num_classes=NUM_CLASSES).to(device)
         size = BATCH_SIZE[device.type]
         images = torch.rand(size, 3, IMAGE_SIZE, IMAGE_SIZE)
         target = torch.arange(size) % NUM_CLASSES
         self.batch = Batch({"student": images, "teacher0": images}, target, torch.arange(size)).to(device)
 
-    def method(self, name: str) -> Method:
-        """The method with its default options."""
-        teacher = self.teacher if METHODS.get(name).value.needs else None
+    def method(self, name: str) -> tuple[Method, FrozenTeacher]:
+        """The method with its default options, and a teacher of its own: the method decides what that one passes on."""
+        teacher = FrozenTeacher(self.network)
         name, options = resolve_method(name, {})
-        return build_method(name, options, self.student, teacher, num_classes=NUM_CLASSES)
+        needed = teacher if METHODS.get(name).value.needs else None
+        return build_method(name, options, self.student, needed, num_classes=NUM_CLASSES), teacher
 
-    def step(self, method: Method) -> Callable[[], object]:
+    def step(self, method: Method, teacher: FrozenTeacher) -> Callable[[], object]:
         """One training step with that method."""
         learner: nn.Module = Learner(self.student, method, TrainSettings(), several=False).to(self.device).train()
         optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-4)
 
         def run() -> object:
-            signals = self.teacher.signals(self.batch) if method.needs else None
+            signals = teacher.signals(self.batch) if method.needs else None
             losses = learner(self.batch, signals)
             torch.stack(list(losses.values())).sum().backward()
             optimizer.step()
@@ -81,8 +82,8 @@ class Pair:
 
 def measure(pair: Pair, name: str, rounds: int) -> Row:
     """One method beside ``kd``."""
-    method = pair.method(name)
-    steps = pair.step(pair.method(REFERENCE)), pair.step(method)
+    method, teacher = pair.method(name)
+    steps = pair.step(*pair.method(REFERENCE)), pair.step(method, teacher)
     for step in steps:
         step()
     taken = np.zeros((rounds, 2))

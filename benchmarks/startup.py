@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timing import Row, interval, made, order_of, rounded, write
+from timing import Row, interval, made, rounded, write
 
+from crossdistill.analysis.turns import order_of
 from crossdistill.report.table import markdown
 
 GOAL_SECONDS = 1.0

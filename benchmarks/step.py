@@ -4,10 +4,13 @@ Every step of a pair (the student alone, the teacher's forward pass, each method
 one) runs once a round on the same live networks, in changing order. A ratio is the median over the rounds, with a 95 %
 bootstrap interval:
 
+    ratio_loop      the student's step alone in our loop / the same in plain PyTorch: what the loop itself adds
     ratio_online    online step / (the student's step alone + the teacher's forward pass in inference mode)
     ratio_stored    step from a store of all logits in fp16 / the student's step alone
     ratio_top_k     the same from a store of the 10 largest logits
 
+The step in plain PyTorch is of the same network with the same optimiser (``training_step.Plain``); on a GPU it may take
+kernels that are not deterministic, which the loop's may not. Everything else stands beside the loop's own plain step.
 Stored steps look up, decode and move the answers. The store holds answers to 2,048 samples; what reading a shard
 for the first time in an epoch costs is in ``store_rates.py``. A goal is met ("yes") or missed ("no") where the whole
 interval says so, and "open" between. ``flops_online`` and ``flops_stored`` are the same two quotients of floating-point
@@ -30,7 +33,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from timing import Row, compared, is_finished, made, rounded, write
-from training_step import ONLINE, PLAIN, STORED, TEACHER, TOP, Case, Live, add_loop_options, loop_settings, measure
+from training_step import (
+    ONLINE,
+    PLAIN,
+    PYTORCH,
+    STORED,
+    TEACHER,
+    TOP,
+    Case,
+    Live,
+    add_loop_options,
+    loop_settings,
+    measure,
+)
 
 from crossdistill.report.table import markdown
 
@@ -56,11 +71,13 @@ STORED_GOALS = {"logit": 1.03, "ofa": 1.10}
 
 COLUMNS = (
     *("teacher", "student", "method", "num_classes", "image_size", "batch_size", "precision", "channels_last"),
-    *("compile", "rounds", "plain_ms", "teacher_ms", "online_ms", "stored_ms", "top_k_ms"),
+    *("compile", "rounds", "pytorch_ms", "plain_ms", "teacher_ms", "online_ms", "stored_ms", "top_k_ms"),
+    *("ratio_loop", "ratio_loop_low", "ratio_loop_high"),
     *("ratio_online", "ratio_online_low", "ratio_online_high", "goal_online", "met_online"),
     *("ratio_stored", "ratio_stored_low", "ratio_stored_high", "goal_stored", "met_stored"),
     *("ratio_top_k", "ratio_top_k_low", "ratio_top_k_high", "met_top_k"),
-    *("plain_mib", "teacher_mib", "online_mib", "stored_mib", "top_k_mib", "flops_online", "flops_stored"),
+    *("pytorch_mib", "plain_mib", "teacher_mib", "online_mib", "stored_mib", "top_k_mib"),
+    *("flops_online", "flops_stored"),
     *("threads", "processor", "timm", "device", "torch", "commit", "command", "date"),
 )
 SAME = (
@@ -93,7 +110,7 @@ def measured_rows(live: Live, methods: Sequence[str], rounds: int) -> Iterator[R
 def _ratios(seconds: dict[str, NDArray[np.float64]], group: str) -> Row:
     """The ratios of one method beside their goals."""
     plain, both = seconds[PLAIN], seconds[PLAIN] + seconds[TEACHER]
-    row: Row = {}
+    row: Row = compared("ratio_loop", plain / seconds[PYTORCH])
     for kind, beside, goals in (
         (ONLINE, both, ONLINE_GOALS),
         (STORED, plain, STORED_GOALS),
@@ -152,10 +169,11 @@ def command_of(options: argparse.Namespace) -> str:
 
 def table(found: Sequence[Row]) -> str:
     """The rows for people to read."""
-    columns = ("Teacher", "Student", "Method", "Online", "Goal", "Met", "Stored", "Goal", "Met", "Top 10", "Memory")
+    goals = ("Online", "Goal", "Met", "Stored", "Goal", "Met")
+    columns = ("Teacher", "Student", "Method", "Loop", *goals, "Top 10", "Memory")
     cells = tuple(
         (
-            *(row["teacher"], row["student"], row["method"]),
+            *(row["teacher"], row["student"], row["method"], _shown(row, "loop")),
             *(_shown(row, "online"), str(row["goal_online"] or ""), row["met_online"] or ""),
             *(_shown(row, "stored"), str(row.get("goal_stored") or ""), row.get("met_stored") or ""),
             *(_shown(row, "top_k"), f"{row['online_mib'] / row['plain_mib']:.2f}"),

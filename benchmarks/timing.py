@@ -18,6 +18,7 @@ from record import origin
 from torch.profiler import ProfilerActivity, profile
 
 from crossdistill.analysis.environment import environment
+from crossdistill.analysis.turns import order_of
 from crossdistill.files import write_text, writing
 
 NUM_RESAMPLES = 10_000
@@ -54,17 +55,6 @@ def in_turn(passes: Sequence[Pass], rounds: int, device: torch.device, *, warmup
         for index in order_of(number, len(passes)):
             taken[number, index] = seconds(passes[index], device)
     return taken[warmup:]
-
-
-def order_of(number: int, num_passes: int) -> list[int]:
-    """The order of one round; of two passes each is first in every other round.
-
-    >>> order_of(0, 4) == order_of(1, 4)[::-1]
-    True
-    """
-    pair, is_second = divmod(number, 2)
-    drawn: list[int] = np.random.default_rng(pair).permutation(num_passes).tolist()
-    return drawn[::-1] if is_second else drawn
 
 
 def interval(ratios: NDArray[np.float64]) -> tuple[float, float]:

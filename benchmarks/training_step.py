@@ -11,7 +11,7 @@ import argparse
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ import torch
 from numpy.typing import NDArray
 from timing import MIB, Pass, in_turn, peak_bytes
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from crossdistill import build
 from crossdistill.contracts import Batch, Signal, Teacher
 from crossdistill.engine.compiled import compiled, compiled_teacher
 from crossdistill.engine.loop import Trainer
+from crossdistill.engine.optimize import build_optimizer
 from crossdistill.engine.seeding import deterministic
 from crossdistill.registry import METHODS
 from crossdistill.runs.objective import build_method, resolve_method
@@ -39,8 +41,11 @@ NUM_STORED, SHARD_SIZE = 2048, 512
 
 TOP_K = 10
 
-PLAIN, TEACHER, ONLINE, STORED, TOP = "plain", "teacher", "online", "stored", "top_k"
-"""What is timed: the student's step alone, the teacher's forward pass, and the steps of a method."""
+PLAIN, PYTORCH, TEACHER = "plain", "pytorch", "teacher"
+"""What is timed without a method: the student's step alone by our loop and in plain PyTorch, the teacher's forward."""
+
+ONLINE, STORED, TOP = "online", "stored", "top_k"
+"""The steps of a method: with the live teacher, and with two kinds of stores."""
 
 WARMUP_ROUNDS = {"cpu": 1, "cuda": 2}
 
@@ -199,6 +204,23 @@ class Live:
 
         return run
 
+    def pytorch_step(self) -> Pass:
+        """Training steps of the student alone in plain PyTorch, with the optimiser that the loop builds."""
+        network: nn.Module = self.student.net
+        plain = Plain(self, network, build_optimizer(network, self.case.train))
+        batches, log_every = self.loader.epoch(), self.case.train.log_every
+        numbers = itertools.count(1)
+
+        def run() -> object:
+            for _ in range(self.steps_a_pass):
+                (batch,) = next(batches)
+                plain.step(batch)
+                if next(numbers) % log_every == 0:
+                    plain.loss()
+            return None
+
+        return run
+
     @contextmanager
     def as_in_training(self) -> Iterator[None]:
         """What the loop sets around its steps: deterministic kernels, and the teachers compiled if that is asked for.
@@ -207,6 +229,62 @@ class Live:
         """
         with deterministic(self.device), compiled_teacher(EnsembleTeacher(self.frozen()), self.case.train):
             yield
+
+
+class Plain:
+    """A network alone in a loop of plain PyTorch: cross-entropy, its gradients, the optimiser.
+
+    On a GPU cuDNN chooses the fastest kernels, deterministic or not, as training scripts have it do.
+    """
+
+    last: Tensor
+
+    def __init__(self, live: Live, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.live, self.optimizer = live, optimizer
+        self.net = compiled(network.__call__) if live.case.train.compile_student else network
+        self.scaler = torch.amp.GradScaler(live.case.device, enabled=live.case.train.precision == "fp16")
+
+    def minimised(self, batch: Batch) -> Tensor:
+        """The loss of one batch."""
+        return functional.cross_entropy(self.net(batch.images["student"]), batch.target)
+
+    def step(self, batch: Batch) -> None:
+        """As timm's training script does it."""
+        with as_scripts_do(self.live.device):
+            with autocast(self.live):
+                loss = self.minimised(batch)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+        self.last = loss.detach()
+
+    def loss(self) -> float:
+        """That of the last step; the host waits for it."""
+        return self.last.item()
+
+
+def autocast(live: Live) -> AbstractContextManager[object]:
+    """What the forward pass of a plain loop stands in."""
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(live.case.train.precision)
+    return torch.autocast(live.device.type, precision) if precision else nullcontext()
+
+
+@contextmanager
+def as_scripts_do(device: torch.device) -> Iterator[None]:
+    """On CUDA, the fastest kernels that cuDNN finds (``cudnn.benchmark``), none of them asked to be deterministic."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.benchmark
+    strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.backends.cudnn.benchmark = True
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+        torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
 
 
 Key = tuple[str, str]
@@ -254,7 +332,8 @@ def measure(live: Live, methods: Mapping[str, Mapping[str, Any]], rounds: int, *
 
 def passes_of(live: Live, methods: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[Key, Pass]:
     """Everything that runs in a round; stores are written below ``folder``."""
-    passes = {("", PLAIN): live.plain_step(), ("", TEACHER): live.teacher_forward()}
+    passes = {("", PLAIN): live.plain_step()}  # first: it brings the student to the device and into its layout
+    passes |= {("", PYTORCH): live.pytorch_step(), ("", TEACHER): live.teacher_forward()}
     for method, options in methods.items():
         passes[method, ONLINE] = live.training_step(method, options, live.teacher())
         embeddings = "embedding" in live.needs(method)

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "crossdistill"
 
 LEVELS = [
-    {"errors"},
+    {"errors", "differences"},
     {"files"},
     {"settings", "registry", "contracts"},
     {"losses"},

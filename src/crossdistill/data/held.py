@@ -127,7 +127,7 @@ class HeldSource:
             if isinstance(result, Tensor) and result.shape == memory.pixels.shape[1:]:
                 memory.keep(index, result.numpy())
             else:  # corrupt images and whole ones of another size than the probed ones are read each time
-                memory.state[index] = _EXCEPTION
+                memory.give_up(index)
         return memory
 
     def _decode(self, ids: NDArray[np.int64]) -> list[Tensor | CorruptImage]:
@@ -160,6 +160,16 @@ class Memory:
         """Which images are here ``(N,)``."""
         held: NDArray[np.bool_] = self.state == _HELD
         return held
+
+    @property
+    def tried(self) -> NDArray[np.bool_]:
+        """Which images are here or are known not to be readable ``(N,)``."""
+        tried: NDArray[np.bool_] = self.state != _MISSING
+        return tried
+
+    def give_up(self, where: Any) -> None:
+        """Note that the images of these places cannot be kept."""
+        self.state[where] = _EXCEPTION
 
     def keep(self, where: Any, pixels: NDArray[np.uint8]) -> None:
         """Write images to these places."""

@@ -135,6 +135,10 @@ class TrainLoader:
         )
         return [[self._samples(part) for part in step] for step in steps]
 
+    def shown(self, epoch: int) -> Ids:
+        """The images of an epoch, those of all processes, by id ``(M,)``, sorted."""
+        return np.unique(self.ids[self._order(epoch_shown(epoch, self.cycle_epochs))[:, 0]])
+
     def answers(self, requests: Sequence[tuple[int, Order]]) -> Iterator[Batch | None]:
         """A finished batch for each (epoch, samples ``(B, 2)``), in order, while the next ones are being made.
 

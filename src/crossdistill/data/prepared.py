@@ -50,8 +50,13 @@ class PreparedViews:
 
     @property
     def complete(self) -> bool:
-        """Whether all images are there."""
-        return all(bool(memory.held.all()) for memory in self._memories.values())
+        """Whether all images are there that could be read."""
+        return all(bool(memory.tried.all()) for memory in self._memories.values())
+
+    def give_up(self, ids: Ids) -> None:
+        """Count these images as tried: they cannot be read. Every pass tries them again all the same."""
+        for memory in self._memories.values():
+            memory.give_up(self._rows(ids))
 
     def keep(self, ids: Ids, views: Mapping[InputSpec, Tensor]) -> bool:
         """Keep the views ``(B, C, h, w)`` of these images; ``False`` where they have more channels than expected."""
@@ -89,6 +94,7 @@ class PreparedBatches(Batches):
             reading = self.source.read_batch(missing)
             corrupt = {image.where: image.reason for image in reading.corrupt}
             found = missing[reading.positions]
+            self.views.give_up(np.setdiff1d(missing, found))
             if len(found) and not self.views.keep(found, self.assembly.prepare(reading, found, self.source.describe)):
                 return super().answer(epoch, samples)
         there = self.views.has(ids)

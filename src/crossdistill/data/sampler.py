@@ -48,6 +48,13 @@ def class_balanced(classes: NDArray[np.int64], *, seed: int, epoch: int) -> Orde
     return order[permutation(len(classes), seed=seed, epoch=epoch)]
 
 
+def most_often(classes: NDArray[np.int64]) -> int:
+    """How often :func:`class_balanced` shows the image that comes most often in an epoch."""
+    sizes = np.unique(classes, return_counts=True)[1]
+    shares = -(-(len(classes) - np.arange(len(sizes))) // len(sizes))
+    return int((-(-shares // sizes)).max(initial=1))
+
+
 def num_steps(num_samples: int, batch_size: int, *, drop_last: bool = True) -> int:
     """Steps of an epoch; a set smaller than the batch makes one step of all it has."""
     if num_samples <= batch_size:

@@ -20,6 +20,7 @@ from typing import Any
 
 import safetensors.torch
 
+from crossdistill.differences import differences, shown
 from crossdistill.engine.state import join, split
 from crossdistill.errors import InputError
 from crossdistill.files import NO_ROOM
@@ -159,20 +160,13 @@ def check_same(path: Path, recorded: dict[str, Any], given: dict[str, Any]) -> N
     Raises:
         InputError: naming the keys that differ, with both values.
     """
-    # What was given went through JSON when it was recorded, so it must before it is compared.
-    old, new = leaves(recorded), leaves(json.loads(_json(given)))
-    keys = sorted(
-        key
-        for key in old.keys() | new.keys()
-        if key.rpartition(".")[2] not in MAY_CHANGE and old.get(key, "unset") != new.get(key, "unset")
-    )
-    if keys:
-        shown = "; ".join(f"{key}: was {old.get(key, 'unset')!r}, now {new.get(key, 'unset')!r}" for key in keys[:8])
-        more = f"; and {len(keys) - 8} more" if len(keys) > 8 else ""
-        changed_teacher = any(key.split(".")[0] in ("teacher", "teachers") for key in keys)
+    found = differences(recorded, given, was="was")
+    changed = {key: phrase for key, phrase in found.items() if key.rpartition(".")[2] not in MAY_CHANGE}
+    if changed:
+        changed_teacher = any(key.split(".")[0] in ("teacher", "teachers") for key in changed)
         what = "another teacher" if changed_teacher else "other settings"
         raise InputError(
-            f"resume from {path} with {what} ({shown}{more})",
+            f"resume from {path} with {what} ({shown(list(changed.values()))})",
             "what the run was started with",
             "give the same again, or start anew in another folder",
         )
@@ -182,20 +176,8 @@ def warn_of_changes(recorded: dict[str, Any], here: dict[str, Any]) -> None:
     """Say which facts of the environment differ, since the run then goes on, but not bit for bit."""
     changed = [key for key in here if key in recorded and recorded[key] != here[key]]
     if changed:
-        shown = ", ".join(f"{key} {recorded[key]} -> {here[key]}" for key in changed)
-        warnings.warn(f"resumed elsewhere ({shown}): the result will not be bit-identical", stacklevel=2)
-
-
-def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted keys.
-
-    >>> leaves({"train": {"lr": 0.1}, "teachers": [{"name": "a"}]})
-    {'train.lr': 0.1, 'teachers.0.name': 'a'}
-    """
-    if not isinstance(tree, (dict, list)) or not tree:
-        return {prefix.removesuffix("."): tree}
-    children = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {key: value for name, child in children for key, value in leaves(child, f"{prefix}{name}.").items()}
+        each = ", ".join(f"{key} {recorded[key]} -> {here[key]}" for key in changed)
+        warnings.warn(f"resumed elsewhere ({each}): the result will not be bit-identical", stacklevel=2)
 
 
 def remove_partial(folder: Path) -> None:

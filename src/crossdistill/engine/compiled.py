@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,16 @@ from crossdistill.teachers import FrozenTeacher
 
 BACKEND = "inductor"
 
+RECOMPILE_LIMIT = 16
+"""Pieces of compiled code a function may have, one for each shape that it meets; beyond, it runs as it is written.
+
+The last micro-batch of a step and of a set are shapes of their own, and no run meets many more.
+"""
+
 PARTS = ("compile_student", "compile_teacher", "compile_method")
 """Settings that each ask for one part of the step to be compiled."""
+
+_TAKES_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters  # earlier versions: PyTorch's own
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -28,7 +37,8 @@ def compiled(function: F, *, cuda_graphs: bool = False) -> F:
     Code that serves several shapes depends on which of them came first, and a resumed run meets them in another order.
     """
     mode = "reduce-overhead" if cuda_graphs else None
-    result: F = torch.compile(function, backend=BACKEND, mode=mode, dynamic=False)  # type: ignore[assignment]
+    limit: dict[str, Any] = {"recompile_limit": RECOMPILE_LIMIT} if _TAKES_LIMIT else {}
+    result: F = torch.compile(function, backend=BACKEND, mode=mode, dynamic=False, **limit)  # type: ignore[assignment]
     return result
 
 

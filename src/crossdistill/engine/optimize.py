@@ -61,8 +61,7 @@ def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.
     Biases and other one-dimensional parameters get no weight decay, nor does what ``learner.no_weight_decay()`` lists.
 
     With ``fused_optimizer`` one kernel updates all weights, in another order of roundings: by default wherever PyTorch
-    has such a kernel (Adam, AdamW, SGD and Adagrad, on CPUs as on GPUs: on one core it took a third to a half of the
-    time of the plain loop with networks of some millions of weights, and less with more).
+    has such a kernel (Adam, AdamW, SGD and Adagrad, on CPUs as on GPUs; measured in ``benchmarks/parts.py``).
 
     Raises:
         InputError: a name that timm does not know, an optimiser that this loop cannot drive, or one without a fused
@@ -88,7 +87,8 @@ def _fuse(learner: nn.Module, settings: TrainSettings) -> bool:
     """
     if settings.fused_optimizer is False:
         return False
-    smallest = min(learner.parameters(), key=Tensor.numel, default=torch.empty(0))
+    trained = (parameter for parameter in learner.parameters() if parameter.requires_grad)
+    smallest = min(trained, key=Tensor.numel, default=torch.empty(0))
     able = _has_fused(settings.optimizer, smallest)
     if settings.fused_optimizer and not able:
         sharded = "shards of " if isinstance(smallest, DTensor) else ""

@@ -15,7 +15,13 @@ Form = Literal["code", "paper"]
 """``"code"``: as the released code computes it; ``"paper"``: as published, with the hard-label term inside."""
 
 STACKED_ELEMENTS = 2**17
-"""Logits of all heads together that are still stacked: beyond, on CPUs, the copy costs more than the calls it saves."""
+"""On a CPU, logits of all heads together that are still stacked: beyond its cache, copying costs more than the calls
+that it saves (measured in ``benchmarks/parts.py``).
+"""
+
+STACKED_BYTES = 256 * 2**20
+"""The same on other devices, as a bound of what is copied. A guess: where stacking stops to pay there is not measured.
+"""
 
 MAX_GAMMA = 16.0
 """The target's boost reaches 2^gamma: 65536 here, and from 128 on no number of float32."""
@@ -94,22 +100,44 @@ def ofa_of_each(
         temperature, form: those of :func:`ofa`.
 
     Raises:
-        InputError: as :func:`ofa`.
+        InputError: as :func:`ofa`; no student logits, or not one gamma for each.
     """
+    if not student_logits or len(gammas) != len(student_logits):
+        raise InputError(
+            f"{len(gammas)} gammas for {len(student_logits)} student logits",
+            "one gamma for each of one or more logits",
+            "give as many of one as of the other",
+        )
     for gamma in gammas:
         check_gamma(gamma)
     check_positive({"temperature": temperature})
-    pairs = [logit_pair(student, teacher_logits) for student in student_logits]
-    students, teacher = [student for student, _ in pairs], pairs[0][1]
+    students, teacher = _widened(student_logits, teacher_logits)
     labels = check_labels(labels, teacher)
     probability = _soften(teacher, temperature).softmax(dim=1)
     by_gamma = {gamma: _class_weights(probability, labels, gamma, form) for gamma in dict.fromkeys(gammas)}
     weights = [by_gamma[gamma] for gamma in gammas]
-    if len(students) * teacher.numel() > STACKED_ELEMENTS:
+    if not _stacks(students):
         each = zip(students, weights, strict=True)
         return [_cross_entropy(student, weight, temperature).mean() for student, weight in each]
     weight = weights[0] if len(by_gamma) == 1 else torch.stack(weights)
     return list(_cross_entropy(torch.stack(students), weight, temperature).mean(dim=1))
+
+
+def _widened(students: Sequence[Tensor], teacher: Tensor) -> tuple[list[Tensor], Tensor]:
+    """All logits in the widest of their types; where the teacher's have it already they are not copied again."""
+    wide = []
+    for student in students:
+        student, teacher = logit_pair(student, teacher)
+        wide.append(student)
+    return [student.to(teacher.dtype) for student in wide], teacher
+
+
+def _stacks(students: Sequence[Tensor]) -> bool:
+    """Whether to copy the logits together."""
+    elements = sum(map(Tensor.numel, students))
+    if students[0].device.type == "cpu":
+        return elements <= STACKED_ELEMENTS
+    return elements * students[0].element_size() <= STACKED_BYTES
 
 
 def check_gamma(gamma: float) -> None:

@@ -103,7 +103,7 @@ class OFA(Method):
         """``{"ofa_head": loss, "ofa_branch1": loss, ...}``."""
         stages, teacher_logits = student.require_stages(), teacher.require("logits")
         labels = losses.target_class(batch.target, teacher_logits)
-        # One branch after the other: weights stacked for one batched product took 1.1 to 2 times as long on a CPU.
+        # One branch after the other, not with stacked weights as one batch: both are measured in benchmarks/parts.py.
         logits = [branch(stages[int(number) - 1]) for number, branch in self.branches.items()]
         *of_branches, of_head = ofa_of_each(
             [*logits, student.require("logits")],

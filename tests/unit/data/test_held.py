@@ -8,20 +8,7 @@ import torch
 from crossdistill.data.held import HeldSource, num_workers
 from crossdistill.data.sources.folder import open_folder
 from crossdistill.settings import DataSettings
-
-
-class Counting:
-    """A folder source that counts its reads."""
-
-    def __init__(self, source):
-        self.source, self.reads = source, []
-
-    def __getattr__(self, name):
-        return getattr(self.source, name)
-
-    def read(self, index):
-        self.reads.append(index)
-        return self.source.read(index)
+from samples.counting import Counting
 
 
 @pytest.fixture

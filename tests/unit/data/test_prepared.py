@@ -9,20 +9,7 @@ import torch
 
 from crossdistill.data import EvalLoader, HeldSource, TrainLoader, open_source
 from crossdistill.settings import AugmentSettings, DataSettings
-
-
-class Counting:
-    """A source that counts its reads."""
-
-    def __init__(self, source):
-        self.source, self.reads = source, []
-
-    def __getattr__(self, name):
-        return getattr(self.source, name)
-
-    def read(self, index):
-        self.reads.append(index)
-        return self.source.read(index)
+from samples.counting import Counting
 
 
 @pytest.fixture
@@ -84,6 +71,15 @@ def test_workers_end_once_there_is_nothing_left_to_decode(mixed, spec):
     assert len(active_children()) == before + 2
     list(own)
     assert len(active_children()) == before
+
+
+def test_an_image_that_cannot_be_read_keeps_no_worker(mixed, spec):
+    mixed.source.paths[5].write_bytes(b"broken")
+    own, before = loader(mixed, spec, workers=2), len(active_children())
+    list(own)
+    assert_same(own, loader(mixed, spec, limit_bytes=0))
+    assert len(active_children()) == before
+    assert list(own.corrupt) == [str(mixed.source.paths[5])]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

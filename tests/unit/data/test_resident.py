@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossdistill.data import TrainLoader, open_source
+from crossdistill.data import TrainLoader, open_source, resident
 from crossdistill.data.feed import Batches, Feed
 from crossdistill.data.resident import Resident
 from crossdistill.errors import InputError
@@ -33,6 +33,13 @@ CHANGES = {
     "cutmix": AugmentSettings(crop="none", flip=0.0, cutmix=1.0),
     "everything": EVERYTHING,
 }
+
+
+def raiser(error):
+    def fail(*given):
+        raise error("out of memory")
+
+    return fail
 
 
 @pytest.fixture
@@ -230,6 +237,27 @@ def test_groups_fit_in_memory(tiles, spec):
     batches = [(0, np.zeros((8, 2), dtype=np.int64))]
     assert own._fitting(batches) == 16
     image = 4 * (3 * 12 * 12 + 3 * 9 * 9) + 8 * 3
-    many = 256 * 2**20 // image // 5
+    many = 32 * 2**20 // image // 5
     assert own._fitting([(0, np.zeros((many, 2), dtype=np.int64))]) == 5
     assert own._fitting([(0, np.zeros((6 * many, 2), dtype=np.int64))]) == 1
+
+
+def test_a_device_without_room_for_the_set_gets_each_batch_on_its_own(tiles, spec, monkeypatch):
+    expected = [list(before(loader(tiles, spec)).epoch(epoch, start_step=epoch)) for epoch in (0, 1)]
+
+    monkeypatch.setattr(resident, "_Pixels", raiser(torch.OutOfMemoryError))
+    made = loader(tiles, spec)
+    with pytest.warns(UserWarning, match=r"cpu has no room for the 40 images of .*; each batch"):
+        assert_same(list(made.epoch(0)), expected[0])
+    assert_same(list(made.epoch(1, start_step=1)), expected[1])
+    assert isinstance(made._feed._feed, Feed)
+
+
+def test_what_cannot_be_read_is_listed_without_room_as_well(tiles, spec, monkeypatch):
+    path = tiles.source.paths[3]
+    path.write_bytes(b"broken")
+    monkeypatch.setattr(resident, "_Pixels", raiser(torch.OutOfMemoryError))
+    made = loader(tiles, spec)
+    with pytest.warns(UserWarning, match="no room"):
+        list(made.epoch(0))
+    assert list(made.corrupt) == [str(path)]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossdistill.data import sampler
-from crossdistill.data.sampler import class_balanced, num_steps, permutation, shuffled
+from crossdistill.data.sampler import class_balanced, most_often, num_steps, permutation, shuffled
 from crossdistill.errors import InputError
 
 
@@ -132,6 +132,7 @@ def test_balanced_classes_come_equally_often_and_images_of_rare_ones_again(class
         shown = np.bincount(order[classes[order[:, 0]] == one, 0], minlength=len(classes))[classes == one]
         assert shown.max() - shown.min() <= 1
         assert shown.sum() == count
+    assert most_often(classes) == np.bincount(order[:, 0]).max()
     for position in np.unique(order[:, 0]):
         occurrences = order[order[:, 0] == position, 1]
         assert sorted(occurrences) == list(range(len(occurrences)))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossdistill.engine import checkpoint
-from crossdistill.engine.checkpoint import BrokenCheckpoint, check_same, latest, leaves, load, write
+from crossdistill.engine.checkpoint import BrokenCheckpoint, check_same, latest, load, write
 from crossdistill.engine.state import join, split
 from crossdistill.errors import InputError
 
@@ -170,7 +170,3 @@ def test_fingerprints_are_compared_as_json_and_by_key(tmp_path):
     assert error.value.given.endswith(
         "with other settings (new: was 'unset', now 'x'; sizes.1: was 2, now 3; train.lr: was 0.1, now 0.2)"
     )
-
-
-def test_leaves_keep_empty_containers_apart_from_missing_ones():
-    assert leaves({"a": {}, "b": [], "c": {"d": [1]}}) == {"a": {}, "b": [], "c.d.0": 1}

@@ -137,6 +137,13 @@ def test_others_are_built_without_and_refused_where_fusing_is_a_must(name):
     assert "adamw" in refused.value.expected
 
 
+def test_weights_that_are_not_trained_decide_nothing():
+    """A frozen weight of whole numbers, smaller than all others, has no fused kernel and needs none."""
+    learner = learner_of()
+    learner.register_parameter("scale", nn.Parameter(torch.zeros(0, dtype=torch.int8), requires_grad=False))
+    assert is_fused(build_optimizer(learner, settings(optimizer="adamw", fused_optimizer=True)))
+
+
 def test_a_device_without_a_fused_kernel_gets_the_plain_one(monkeypatch):
     class Elsewhere(torch.optim.AdamW):
         def __init__(self, params, *, fused=None, **options):

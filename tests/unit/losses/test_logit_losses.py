@@ -122,6 +122,32 @@ def test_ofa_of_several_heads_refuses_what_one_would():
         call(gammas=[1.0, 1.0], temperature=1.0, form="book")
     with pytest.raises(InputError, match="student logits"):
         ofa_of_each([student, student[:2]], teacher, labels, gammas=[1.0, 1.0], temperature=1.0)
+    with pytest.raises(InputError, match="0 gammas for 0 student logits"):
+        ofa_of_each([], teacher, labels, gammas=[], temperature=1.0)
+    for gammas in ([1.0], [1.0] * 3):  # equal ones, of which the others would be dropped in silence
+        with pytest.raises(InputError, match=f"{len(gammas)} gammas for 2 student logits"):
+            call(gammas=gammas, temperature=1.0)
+
+
+def test_ofa_of_several_heads_widens_the_teacher_once(monkeypatch):
+    student, teacher, labels = (one.half() if one.is_floating_point() else one for one in batch(1))
+    module, seen = importlib.import_module("crossdistill.losses.ofa"), []
+    pair = module.logit_pair
+    monkeypatch.setattr(module, "logit_pair", lambda one, other: seen.append(other.dtype) or pair(one, other))
+    found = ofa_of_each([student, student.double(), student], teacher, labels, gammas=[1.0] * 3, temperature=1.0)
+    assert seen == [torch.float16, torch.float32, torch.float64]
+    assert {one.dtype for one in found} == {torch.float64}
+    monkeypatch.setattr(module, "logit_pair", pair)
+    expected = losses.ofa(student, teacher, labels, gamma=1.0, temperature=1.0)
+    torch.testing.assert_close(found[0].float(), expected)
+
+
+def test_ofa_of_several_heads_stacks_by_the_device():
+    stacks = importlib.import_module("crossdistill.losses.ofa")._stacks
+    for device, many, most in (("cpu", 2, 2**17), ("meta", 2, 2**26)):  # on others a bound in bytes, here of float32
+        halves = [torch.empty(most // many, device=device) for _ in range(many)]
+        assert stacks(halves)
+        assert not stacks([*halves, torch.empty(1, device=device)])
 
 
 def test_ofa_forms_differ_by_the_cross_entropy_at_gamma_one_only():

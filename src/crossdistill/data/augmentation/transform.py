@@ -36,6 +36,9 @@ from crossdistill.settings import AugmentSettings
 Draws = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
+AUGMENTATION_VERSION = 1
+"""Raised whenever the same settings, seed and image give other pixels than before: stored answers are to the old."""
+
 # Places among the draws of a sample; later augmentations take places after these, which then stay as they are.
 _FLIP = 0
 _SHIFT = slice(1, 3)

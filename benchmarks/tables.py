@@ -1,0 +1,199 @@
+"""The tables of benchmarks/README.md, made from the rows in ``results/``: no figure is typed in.
+
+A table stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
+
+    python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from timing import read
+
+from crossdistill.report.results_csv import update_blocks
+from crossdistill.report.table import markdown
+
+Row = Mapping[str, str]
+Cell = Callable[[Row], str]
+
+RESULTS = Path("results")
+README = Path(__file__).parent / "README.md"
+
+
+def main() -> None:
+    """Write every table whose rows are there."""
+    blocks = {}
+    for name, (file, columns) in TABLES.items():
+        rows = read(RESULTS / file)
+        if rows:
+            cells = tuple(tuple(cell(row) for cell in columns.values()) for row in rows)
+            text = markdown(tuple(columns), cells, num_text_columns=2)
+            blocks[f"<!-- {name}:begin -->", f"<!-- {name}:end -->"] = f"\n{text}\n"
+    update_blocks(README, blocks)
+
+
+def field(name: str) -> Cell:
+    """The column as it is."""
+    return lambda row: row[name] or "–"
+
+
+def number(name: str, digits: int) -> Cell:
+    """The column with so many digits after the point."""
+    return lambda row: f"{float(row[name]):,.{digits}f}" if row[name] else "–"
+
+
+def ratio(name: str, digits: int = 2) -> Cell:
+    """A median with its 95 % interval."""
+    shown = [number(one, digits) for one in (name, f"{name}_low", f"{name}_high")]
+
+    def cell(row: Row) -> str:
+        median, low, high = (one(row) for one in shown)
+        return f"{median} ({low} to {high})" if row[name] else median
+
+    return cell
+
+
+def pair(row: Row) -> str:
+    """Teacher and student, without what their names say of patches and sizes."""
+    return " → ".join(row[one].partition("_patch")[0].removesuffix("_224") for one in ("teacher", "student"))
+
+
+def goal(kind: str) -> Cell:
+    """The goal, and whether the whole interval meets it (yes), misses it (no), or neither (open)."""
+    return lambda row: f"{row[f'goal_{kind}']}: {row[f'met_{kind}']}" if row[f"goal_{kind}"] else "–"
+
+
+TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
+    "step": (
+        "speed/step.csv",
+        {
+            "Pair": pair,
+            "Method": field("method"),
+            "Student, ms": number("plain_ms", 0),
+            "Teacher, ms": number("teacher_ms", 0),
+            "Our loop / PyTorch": ratio("ratio_loop"),
+            "Online / (student + teacher)": ratio("ratio_online"),
+            "Goal": goal("online"),
+            "Stored / student": ratio("ratio_stored"),
+            "Goal, stored": goal("stored"),
+            "Top 10 / student": number("ratio_top_k", 2),
+        },
+    ),
+    "memory": (
+        "speed/step.csv",
+        {
+            "Pair": pair,
+            "Method": field("method"),
+            "Student alone, MiB": number("plain_mib", 0),
+            "Online, MiB": number("online_mib", 0),
+            "Stored, MiB": number("stored_mib", 0),
+        },
+    ),
+    "peers": (
+        "speed/peers.csv",
+        {
+            "Pair": pair,
+            "px": field("image_size"),
+            "Step": field("step"),
+            "ms": number("ms", 1),
+            "/ (student + teacher)": ratio("ratio_parts"),
+            "Ours / this": ratio("ratio_ours"),
+            "Ours, stored / this": ratio("ratio_stored"),
+            "MiB": number("mib", 0),
+        },
+    ),
+    "end-to-end": (
+        "speed/end_to_end.csv",
+        {
+            "Images": lambda row: f"{row['images']}, {row['image_size']} px, {row['transforms']}",
+            "Batch": field("batch_size"),
+            "Ours": field("ours_are"),
+            "Beside": field("peer"),
+            "Images/s": number("ours", 0),
+            "Theirs": number("peer_speed", 0),
+            "Ratio": ratio("ratio"),
+            "First epoch, ours": number("first_epoch_ours", 0),
+            "Theirs, first": number("first_epoch_peer", 0),
+            "We wait": lambda row: f"{float(row['ours_wait']):.1%}",
+            "They wait": lambda row: f"{float(row['peer_waits']):.1%}",
+        },
+    ),
+    "store": (
+        "speed/store.csv",
+        {
+            "Classes": field("num_classes"),
+            "Kept": field("keep"),
+            "Embedding": field("embedding_dim"),
+            "Shards": field("num_shards"),
+            "Bytes an image": field("bytes_formula"),
+            "In files": number("bytes_file", 1),
+            "Written, images/s": number("write_images_s", 0),
+            "Read in order": number("ordered_images_s", 0),
+            "At random": number("random_images_s", 0),
+        },
+    ),
+    "store-error": (
+        "checks/store-error.csv",
+        {
+            "Network": field("network"),
+            "Classes": field("num_classes"),
+            "Kept": field("keep"),
+            "Mean divergence, temperature 1": field("mean_t1"),
+            "Largest": field("largest_t1"),
+            "Of no answer": field("uniform_t1"),
+            "Mean, temperature 4": field("mean_t4"),
+        },
+    ),
+    "growth": (
+        "speed/growth.csv",
+        {
+            "Axis": field("axis"),
+            "Value": field("value"),
+            "Method": field("method"),
+            "Answers": field("answers"),
+            "Step / student": ratio("ratio"),
+            "Of the method, ms": number("method_ms", 2),
+            "Slope, ns": field("slope_ns"),
+            "Per image and": field("per"),
+            "r²": field("slope_r2"),
+        },
+    ),
+    "parts": (
+        "speed/parts.csv",
+        {
+            "Part": field("part"),
+            "Case": field("case"),
+            "Batch": field("batch_size"),
+            "First": field("first"),
+            "Second": field("second"),
+            "Second / first": ratio("ratio"),
+        },
+    ),
+    "startup": (
+        "speed/startup.csv",
+        {
+            "Process": field("process"),
+            "Seconds": ratio("seconds"),
+            "Goal": lambda row: f"{row['goal_seconds']}: {row['met']}" if row["goal_seconds"] else "–",
+        },
+    ),
+    "projection": (
+        "speed/projection.csv",
+        {
+            "Projection of": field("quantity"),
+            "Teacher": field("teacher"),
+            "Student": field("student"),
+            "Kept": field("keep"),
+            "Epochs": field("epochs"),
+            "Runs": field("runs"),
+            "Value": lambda row: f"{row['value']} {row['unit']}",
+            "From": field("basis"),
+        },
+    ),
+}
+
+
+if __name__ == "__main__":
+    main()
