@@ -47,6 +47,17 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def sync(folder: Path) -> None:
+    """Make names in ``folder`` outlast a power cut, where the system lets a folder be opened."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def shipped(relative: str) -> Path | None:
     """A file or folder that comes with the project but is no code: inside the package in a wheel, beside ``src`` in a
     checkout."""

@@ -23,7 +23,7 @@ import safetensors.torch
 from crossdistill.differences import differences, shown
 from crossdistill.engine.state import join, split
 from crossdistill.errors import InputError
-from crossdistill.files import NO_ROOM
+from crossdistill.files import NO_ROOM, sync
 
 SCHEMA = 1
 KEEP = 2
@@ -93,7 +93,7 @@ def write(
         path = folder / _free_name(folder, step)
         _write_files(partial, files)
         partial.rename(path)
-        _sync(folder)
+        sync(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _refused(folder, error, sum(map(len, files.values()))) from error
@@ -215,18 +215,7 @@ def _write_files(folder: Path, files: dict[str, bytes]) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    """Make names in ``folder`` outlast a power cut, where the system lets a folder be opened."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from crossdistill.files import sync
+
 STALE_SECONDS = 24 * 3600
 """A temporary file this old is nobody's any more, whoever's it was: no shard takes so long to write."""
 
@@ -79,17 +81,6 @@ def remove_abandoned(folder: Path) -> None:
         if _is_abandoned(path):
             with suppress(OSError):  # somebody else's, or just gone: it is in nobody's way
                 path.unlink()
-
-
-def sync(folder: Path) -> None:
-    """Make names in ``folder`` outlast a power cut, where the system lets a folder be opened."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_abandoned(path: Path) -> bool:

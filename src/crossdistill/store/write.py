@@ -13,11 +13,11 @@ from torch import Tensor
 
 from crossdistill.differences import shown
 from crossdistill.errors import InputError
-from crossdistill.files import NO_ROOM
+from crossdistill.files import NO_ROOM, sync
 from crossdistill.store import manifest as manifests
 from crossdistill.store.codec import encode
 from crossdistill.store.manifest import LARGEST_ID, LARGEST_OCCURRENCE, Manifest
-from crossdistill.store.partial import is_partial, put_first, remove_abandoned, sync
+from crossdistill.store.partial import is_partial, put_first, remove_abandoned
 from crossdistill.store.shard import DamagedShard, check_header, epoch_path, shard_path, write_shard
 
 
