@@ -315,7 +315,7 @@ def test_interrupted_it_says_so_and_can_go_on(teacher, as_json, tmp_path):
     stopped = launch.stop_at(launch.start(*line), out, 5, signal.SIGINT)
     assert stopped.returncode == 130
     told = json.loads(stopped.stdout)["error"]["interrupted"]
-    assert told.startswith("interrupted after step")
+    assert told.startswith("after step")
     assert stopped.stderr == f"interrupted: {told}\n"
     assert not (out / "results.json").exists()
     step = launch.last_step(out)

@@ -146,6 +146,7 @@ def test_shards_asked_for_by_accelerates_launcher_go_on_where_whole_copies_stopp
     assert set(files(out)) == set(files(two))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["kd"], indirect=True)
 def test_two_processes_resume_what_two_processes_left(pair, teacher, tmp_path):
     """The log then has every step once."""

@@ -74,6 +74,7 @@ def test_a_size_or_weights_that_cannot_be_are_refused(refused, line, said):
     assert re.search(said, refused(line))
 
 
+@pytest.mark.slow
 def test_the_exit_code_of_the_program_itself(tmp_path):
     line = f"{TRAIN} --model timm/nest_tiny --image-size 33 --out {tmp_path / 'out'}"
     done = subprocess.run([sys.executable, "-m", "crossdistill", *line.split()], capture_output=True, text=True)

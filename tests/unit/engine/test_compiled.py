@@ -92,7 +92,10 @@ def train_with(name, options=None, teacher_names=("test_resnet",), student_name=
     return {**student.state_dict(), **{f"method.{name}": value for name, value in method.state_dict().items()}}
 
 
-@pytest.mark.parametrize("name", TEACHING)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=() if one in ("kd", "ofa", "crd", "fbt") else pytest.mark.slow) for one in TEACHING],
+)
 def test_every_method_compiles_whole_and_once(aot_eager, name):
     """Bridges, losses and the engine's hard labels in one piece, which serves every step."""
     found = train_with(name, compile_method=True)

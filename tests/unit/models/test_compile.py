@@ -105,6 +105,9 @@ def test_another_batch_size_and_the_other_mode_are_compiled_as_well(model):
         assert_equal(tensors(seeded(model, images)), tensors(seeded(compiled, images)))
 
 
+@pytest.mark.parametrize(
+    "model", [pytest.param(one, marks=pytest.mark.slow if one == "resnet" else ()) for one in FAMILIES], indirect=True
+)
 def test_gradients_through_compiled_stages_are_the_eager_ones(model):
     """Through every stage and the logits, by the backend that also compiles the backward pass."""
     model.train()

@@ -148,7 +148,9 @@ def test_published_weights_with_a_new_head(publish):
     assert torch.equal(kept.net.classifier[3].weight, net.classifier[3].weight)
 
 
-@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 96)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("googlenet", 64), pytest.param("inception_v3", 96, marks=pytest.mark.slow)]
+)
 def test_auxiliary_heads_of_published_weights_are_dropped(name, size, publish, tmp_path):
     """Also where the file is given by its path; the network then converts its input as these weights want it."""
     net = original(name, init_weights=False, aux_logits=True, transform_input=True)
@@ -250,7 +252,7 @@ def test_weights_of_another_network_show_the_first_keys(tmp_path):
         ("mobilenet_v3_small", 64, {"dropout": 0.4}),
         ("squeezenet1_1", (64, 48), {}),
         ("regnet_y_400mf", 64, {}),
-        ("vit_b_32", 64, {}),
+        pytest.param("vit_b_32", 64, {}, marks=pytest.mark.slow),
     ],
 )
 def test_an_export_is_a_name_again(name, size, arguments, tmp_path):
