@@ -26,7 +26,7 @@ def main() -> None:
     """Write every table whose rows are there."""
     blocks = {}
     for name, (file, columns) in TABLES.items():
-        rows = read(RESULTS / file)
+        rows = [row for row in read(RESULTS / file) if SHOWN.get(name, bool)(row)]
         if rows:
             cells = tuple(tuple(cell(row) for cell in columns.values()) for row in rows)
             text = markdown(tuple(columns), cells, num_text_columns=2)
@@ -64,6 +64,12 @@ def goal(kind: str) -> Cell:
     """The goal, and whether the whole interval meets it (yes), misses it (no), or neither (open)."""
     return lambda row: f"{row[f'goal_{kind}']}: {row[f'met_{kind}']}" if row[f"goal_{kind}"] else "–"
 
+
+SHOWN: dict[str, Callable[[Row], bool]] = {
+    "growth": lambda row: row["answers"] == "stored",
+    "projection": lambda row: row["epochs"] in ("", "100"),
+}
+"""Of long files the rows that a table shows."""
 
 TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
     "step": (
