@@ -82,7 +82,7 @@ class Outputs:
     """One forward pass: logits ``(B, K)``, embedding ``(B, D)``, and the raw tensor of each stage.
 
     A stored or ensemble teacher may hold only some of them; the rest is ``None``. An ensemble's outputs also hold its
-    ``members``, one a teacher.
+    ``members``, one a teacher. Those of a student that saw several views of each image are its ``members`` alone.
     """
 
     logits: Tensor | None = None
@@ -113,9 +113,16 @@ class Outputs:
         )
 
 
+STUDENT_VIEW = "student"
+"""How the names of what a student sees begin: all such views of a batch go through it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Prepared images ``(B, C, H, W)`` by view ("student", "teacher", …), targets and identity of the samples.
+
+    In pretraining a student has several views, "student" and "student1", each of N crops of every image
+    ``(B, N, C, H, W)``.
 
     ``target`` is ``(B,)`` int64 with -1 for unlabelled, or ``(B, K)`` class probabilities; ``sample_id`` ``(B,)``
     is the position in the source's canonical order. ``samples`` ``(B, 2)`` holds it once more, with how often the
@@ -142,8 +149,22 @@ class Batch:
             sample_id=self.sample_id.to(device, non_blocking=True),
         )
 
+    @property
+    def student_views(self) -> tuple[str, ...]:
+        """Names of the views that the student sees."""
+        return tuple(view for view in self.images if view.startswith(STUDENT_VIEW))
+
     def __len__(self) -> int:
         return len(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a run stands: the step that begins, counted from 0, of how many, and its micro-batches."""
+
+    step: int
+    total_steps: int
+    num_micro_batches: int = 1
 
 
 @runtime_checkable
@@ -159,6 +180,23 @@ class Teacher(Protocol):
 
     def fingerprint(self) -> str:
         """A hash that names the weights behind the answers; checkpoints hold it instead of the teacher."""
+        ...
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A teacher that is made of the student and moves with it; it has state, which checkpoints hold."""
+
+    def follow(self, student: nn.Module, moment: Moment) -> None:
+        """Move towards the student; called once a step, with its weights before the step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that :meth:`load_state_dict` needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        """Take it up."""
         ...
 
 
@@ -219,6 +257,21 @@ class Method(nn.Module, ABC):
         """
         return {}
 
+    def begin_step(self, moment: Moment) -> None:
+        """Called once before the micro-batches of a step."""
+
+    def figures(self) -> Mapping[str, Tensor]:
+        """Scalars that show whether it works, as of the last step, by name; they are logged beside the losses."""
+        return {}
+
+    def concerns(self, figures: Mapping[str, float]) -> Mapping[str, str]:
+        """What must be said of these figures, by the name of the worry; each worry is told once a run."""
+        return {}
+
+    def alike(self) -> Collection[str]:
+        """Names of buffers that every process computes alike, and that are therefore never sent."""
+        return ()
+
 
 class Composite(Method):
     """A method made of others: it needs, reads, gathers and measures whatever any of these does.
@@ -256,5 +309,32 @@ class Composite(Method):
 
     def measured(self) -> Mapping[str, nn.Module]:
         """The networks of all parts."""
-        each: dict[str, Method] = dict(self.parts.items())  # type: ignore[arg-type]
-        return {self.named(part, name): net for part, one in each.items() for name, net in one.measured().items()}
+        return {
+            self.named(part, name): net for part, one in self._each().items() for name, net in one.measured().items()
+        }
+
+    def begin_step(self, moment: Moment) -> None:
+        """That of all parts."""
+        for part in self._each().values():
+            part.begin_step(moment)
+
+    def figures(self) -> Mapping[str, Tensor]:
+        """Those of all parts."""
+        return {
+            self.named(part, key): value for part, one in self._each().items() for key, value in one.figures().items()
+        }
+
+    def concerns(self, figures: Mapping[str, float]) -> Mapping[str, str]:
+        """Those of all parts, each given its own figures."""
+        found: dict[str, str] = {}
+        for part, one in self._each().items():
+            own = {key: figures[self.named(part, key)] for key in one.figures() if self.named(part, key) in figures}
+            found |= {self.named(part, key): text for key, text in one.concerns(own).items()}
+        return found
+
+    def alike(self) -> Collection[str]:
+        """Those of all parts."""
+        return [f"parts.{part}.{name}" for part, one in self._each().items() for name in one.alike()]
+
+    def _each(self) -> dict[str, Method]:
+        return dict(self.parts.items())  # type: ignore[arg-type]

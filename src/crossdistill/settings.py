@@ -98,6 +98,47 @@ class AugmentSettings(Strict):
         return self
 
 
+class ViewSettings(Strict):
+    """What pretraining shows of an image: a mild view to the teacher, crops and patches to the student.
+
+    Sizes that are left open follow the model's image size in the published proportions, 224 to 160 (crops), 96
+    (patches) and 256 (what patches are cut from).
+    """
+
+    crops: int = Field(2, ge=0, le=16, description="crops of an image that the student sees")
+    crop_size: int | None = Field(None, ge=4, le=8192, description="height and width of a crop")
+    crop_scale: tuple[float, float] = Field((0.08, 0.6), description="area of a crop, as shares of the image")
+    patches: int = Field(5, ge=0, le=9, description="of the nine patches of an image, those that the student sees")
+    patch_size: int | None = Field(None, ge=4, le=8192, description="height and width of a patch")
+    patch_base: int | None = Field(None, ge=4, le=8192, description="height and width of what patches are cut from")
+    patch_scale: tuple[float, float] = Field((0.6, 1.0), description="area of that, as shares of the image")
+    color_jitter: tuple[float, float, float, float] = Field(
+        (0.4, 0.4, 0.4, 0.1), description="largest change of brightness, contrast, saturation and hue"
+    )
+    jitter_probability: float = Field(0.8, ge=0, le=1)
+    grey_probability: float = Field(0.2, ge=0, le=1)
+    blur_probability: float = Field(0.5, ge=0, le=1, description="of crops; patches are never blurred")
+    blur_sigma: tuple[float, float] = Field((0.1, 2.0), description="in pixels of a crop of 160; scaled with its size")
+    flip: float | None = Field(None, ge=0, le=1, description="probability of a left-right flip; default: the source's")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.crops + self.patches == 0:
+            raise InputError("views.crops=0 and views.patches=0", "a view for the student", "ask for crops or patches")
+        for name, (low, high), most in (
+            ("crop_scale", self.crop_scale, 1.0),
+            ("patch_scale", self.patch_scale, 1.0),
+            ("blur_sigma", self.blur_sigma, math.inf),
+        ):
+            if not 0 < low <= high <= most:
+                raise InputError(
+                    f"views.{name}={[low, high]}",
+                    "two numbers above 0, the smaller first" + (", up to 1" if most == 1 else ""),
+                    f"give views.{name}='[LOW, HIGH]'",
+                )
+        return self
+
+
 class StreamSettings(Strict):
     """What must be said of a remote stream: it is read once, in its own order, and never indexed."""
 
@@ -171,6 +212,10 @@ class TrainSettings(Strict):
     decay_epochs: float = Field(30.0, gt=0, description="step schedule: epochs between two decays")
     decay_rate: float = Field(0.1, gt=0, description="step schedule: factor of a decay")
     schedule_per: Literal["step", "epoch"] = Field("step", description="how often the learning rate changes")
+    warmup: Literal["inside", "before"] = Field(
+        "inside", description="the schedule runs on beneath the warm-up, or begins after it (warm-up then goes by step)"
+    )
+    decay_all: bool = Field(False, description="decay biases and other one-dimensional parameters as well")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     cross_entropy_weight: float = Field(1.0, ge=0, description="weight of the hard-label term")

@@ -21,11 +21,39 @@ def gather_rows(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int]:
     Returns:
         T times ``(sum of B, ...)``, and the offset.
     """
-    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not tensors or not grouped or torch.distributed.get_world_size() == 1:
+    if not tensors or num_processes() == 1:
         return list(tensors), 0
     counts = row_counts(tensors[0])
-    return [all_rows(tensor, counts) for tensor in tensors], sum(counts[: torch.distributed.get_rank()])
+    return [all_rows(tensor, counts) for tensor in tensors], sum(counts[: rank()])
+
+
+def num_processes() -> int:
+    """How many processes train together."""
+    return torch.distributed.get_world_size() if _grouped() else 1
+
+
+def rank() -> int:
+    """Which of them this one is."""
+    return torch.distributed.get_rank() if _grouped() else 0
+
+
+def _grouped() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _summed(tensor: Tensor) -> Tensor:
+    if tensor.requires_grad:
+        total: Tensor = collectives.functional.all_reduce(tensor.contiguous())  # type: ignore[no-untyped-call]
+        return total
+    total = tensor.clone()
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of this tensor over all processes, each of which gets it; gradients go to all of them. Alone, itself."""
+    return tensor if num_processes() == 1 else _summed(tensor)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # sizes of other processes are known to no compiler

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed import broadcast
+from torch.nn.parallel import DistributedDataParallel
 
 from crossdistill.engine.average import moving_average
 from crossdistill.engine.evaluate import eval_mode
@@ -42,6 +43,7 @@ class Copies:
         self.learner = learner
         learner.compile_parts(settings)
         self.optimizer = accelerator.prepare_optimizer(build_optimizer(learner, settings))
+        leave_out(learner, [f"method.{name}" for name in learner.method.alike()])
         self.model: nn.Module = accelerator.prepare_model(learner)  # processes now start from the same weights
         self.ema = moving_average(learner.student, settings.ema_decay)
 
@@ -137,6 +139,11 @@ def _laid_out(value: Any, parameter: Tensor) -> Any:
     if not isinstance(value, Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def leave_out(learner: nn.Module, buffers: list[str]) -> None:
+    """Have DDP send all buffers but these with each forward pass: every process has them already."""
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, buffers)  # type: ignore[no-untyped-call]
 
 
 def same_buffers(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import torch
 from accelerate import Accelerator
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -68,6 +69,9 @@ class Learner(nn.Module):
         self.student, self.method = student, method
         self.gather = several and method.relates_samples
         self.together = several and (method.relates_samples or method.gathers_itself)
+        self.is_channels_last = settings.channels_last
+        # Of several views what nobody reads is let go at once: stages are large.
+        self._read = {"logits", "embedding", *(["stages"] if method.reads_stages else [])}
         self.hard_label_weight = 0.0 if method.includes_cross_entropy else settings.cross_entropy_weight
         self.label_smoothing = settings.label_smoothing
         self.register_buffer("class_weights", weights, persistent=False)
@@ -88,7 +92,7 @@ class Learner(nn.Module):
     def forward(self, batch: Batch, teacher: Outputs) -> dict[str, Tensor]:
         """Named, weighted losses of one micro-batch; they add up to what is minimised."""
         with phase("student"):
-            student = self._answers(batch.images["student"])
+            student = self._answers(batch)
         with phase("method"):
             own, target = student, batch.target
             if self.gather:
@@ -120,7 +124,17 @@ class Learner(nn.Module):
         losses |= self.method(student, teacher, batch)
         return losses
 
-    def _answers(self, images: Tensor) -> Outputs:
+    def _answers(self, batch: Batch) -> Outputs:
+        """The student's outputs, or of several views those of each as ``members``, crops one after the other."""
+        views = [batch.images[view] for view in batch.student_views]
+        if len(views) == 1 and views[0].ndim == 4:
+            return self._answer(views[0])
+        flat = (view.flatten(0, 1) if view.ndim == 5 else view for view in views)
+        return Outputs(members=tuple(self._answer(images).only(self._read) for images in flat))
+
+    def _answer(self, images: Tensor) -> Outputs:
+        if self.is_channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         try:
             answers: Outputs = (self._compiled_student or self.student)(images)
         except ValueError as error:

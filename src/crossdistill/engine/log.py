@@ -70,5 +70,9 @@ def _counts(line: dict[str, Any], step: int, evaluated: Collection[int]) -> bool
 
 
 def _figures(line: dict[str, Any]) -> dict[str, float]:
-    flat = {**{k: v for k, v in line.items() if k not in ("kind", "step")}, **line.get("losses", {})}
+    flat = {
+        **{k: v for k, v in line.items() if k not in ("kind", "step")},
+        **line.get("losses", {}),
+        **line.get("figures", {}),
+    }
     return {name: value for name, value in flat.items() if isinstance(value, (int, float))}

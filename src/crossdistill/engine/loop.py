@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossdistill.contracts import Batch, Method, Outputs, Teacher
+from crossdistill.contracts import Batch, Method, Moment, Outputs, Teacher
 from crossdistill.engine.compiled import begin_replay, compiled_teacher
 from crossdistill.engine.devices import connect
 from crossdistill.engine.distribute import loss_weights
-from crossdistill.engine.evaluate import evaluate
+from crossdistill.engine.exam import Exam, examine
+from crossdistill.engine.following import begin_step, read_figures, state_of, take_up
 from crossdistill.engine.hold import hold
 from crossdistill.engine.interrupt import StopSignal
 from crossdistill.engine.keeper import Keeper, identity
@@ -37,7 +38,7 @@ def fit(
     method: Method,
     teacher: Teacher | None,
     train_loader: TrainLoader,
-    eval_loader: Iterable[Batch] | None,
+    eval_loader: Iterable[Batch] | Exam | None,
     *,
     settings: TrainSettings,
     seed: int = 0,
@@ -53,7 +54,8 @@ def fit(
 
     Args:
         student: ``images -> Outputs``; method: its losses; teacher: ``None`` where the method needs no signals.
-        eval_loader: what is measured every ``eval_every`` epochs, and selected on with ``select="best"``.
+        eval_loader: what is measured every ``eval_every`` epochs, and selected on with ``select="best"``: labelled
+            images, or an :class:`~crossdistill.engine.exam.Exam` of another kind.
         fingerprint: plain data that a resume must be given again, beside settings, seed, student and teacher.
         max_steps: a trial: stop after so many steps and evaluate on two batches; the schedule stays as it is.
 
@@ -79,7 +81,7 @@ class Trainer:
         method: Method,
         teacher: Teacher | None,
         train_loader: TrainLoader,
-        eval_loader: Iterable[Batch] | None,
+        eval_loader: Iterable[Batch] | Exam | None,
         settings: TrainSettings,
         seed: int,
         device: str,
@@ -91,7 +93,7 @@ class Trainer:
         self.student, self.method = student, method
         self.weights = hold(student, method, teacher, train_loader, settings, self.accelerator)
         self.steps_per_epoch = train_loader.steps_per_epoch
-        total = total_steps(settings, self.steps_per_epoch)
+        self.total = total = total_steps(settings, self.steps_per_epoch)
         self.end = min(total, max_steps or total)
         optimizer = self.weights.optimizer
         self.rate = LearningRate(optimizer, settings, total_steps=total, steps_per_epoch=self.steps_per_epoch)
@@ -148,6 +150,7 @@ class Trainer:
         """One step of the optimiser on all micro-batches, which together equal one large batch."""
         seed_step(self.seed, self.record.step, self.accelerator.process_index)
         self.rate.set(self.record.step)
+        begin_step(self.method, self.teacher, self.student, Moment(self.record.step, self.total, len(batches)))
         totals: dict[str, Tensor] = {}
         weights = self.weights
         gathered, together = weights.learner.gather, weights.learner.together
@@ -188,6 +191,7 @@ class Trainer:
         losses, stop = self.ledger.read(stop=self.stop.requested)
         line = {"kind": "train", "step": step, "epoch": epoch_of(step, self.steps_per_epoch), "lr": self.rate.current}
         line |= {"losses": losses, **self.record.clock.lap()}
+        line |= read_figures(self.method, self.accelerator, self.record, self.reporter)
         self.note(line, self.reporter.train)
         if stop:
             saved = self.save()
@@ -213,8 +217,8 @@ class Trainer:
         how["max_batches"] = 2 if self.is_trial else None
         others = measured(self.weights, self.eval_loader, **how)
         with self.weights.exported() as student:
-            metrics = evaluate(student, self.eval_loader, **how) | others
-            if not math.isfinite(metrics["loss"]):
+            metrics = examine(student, self.eval_loader, **how) | others
+            if not math.isfinite(metrics.get("loss", 0.0)):
                 raise not_finite(f"evaluation loss {metrics['loss']} after step {self.record.step}", self.settings)
             epoch = epoch_of(self.record.step, self.steps_per_epoch)
             improved = self.record.note(metrics, epoch=epoch, select_best=self.settings.select == "best")
@@ -232,11 +236,12 @@ class Trainer:
     def save(self) -> Path | None:
         """Write a checkpoint, of sound weights only."""
         check_finite(self.weights.learner, self.record.step, self.settings)
-        state = {**self.weights.state_dict(), "record": self.record.state_dict()}
+        state = {**self.weights.state_dict(), **state_of(self.teacher), "record": self.record.state_dict()}
         return self.keeper.save(state, self.record, epoch=self.record.step // self.steps_per_epoch)
 
     def load_state_dict(self, state: dict[str, Any]) -> Record:
         """Take up what :meth:`save` wrote."""
         self.weights.load_state_dict(state)
+        take_up(self.teacher, state)
         self.record = Record.of(state["record"])
         return self.record

@@ -9,6 +9,7 @@ from typing import Any
 from crossdistill.contracts import Batch
 from crossdistill.engine.copies import Copies
 from crossdistill.engine.evaluate import evaluate
+from crossdistill.engine.exam import Exam
 from crossdistill.engine.record import FitResult
 from crossdistill.settings import TrainSettings
 
@@ -18,7 +19,7 @@ SUFFIX = "_top1"
 STANDARD_ERRORS = 3
 
 
-def measured(weights: Copies, loader: Iterable[Batch], **how: Any) -> dict[str, float]:
+def measured(weights: Copies, loader: Iterable[Batch] | Exam, **how: Any) -> dict[str, float]:
     """Top-1 by ``NAME_top1`` of each network in ``Method.measured()``, with the weights that are being trained.
 
     These are not averaged: what is shown is what teaches now, also where the student that is exported is an average.
@@ -28,6 +29,8 @@ def measured(weights: Copies, loader: Iterable[Batch], **how: Any) -> dict[str, 
         loader: what the student is evaluated on, too.
         how: of :func:`~crossdistill.engine.evaluate.evaluate`.
     """
+    if isinstance(loader, Exam):  # which asks its own questions, of the student alone
+        return {}
     with weights.measured() as networks:
         return {
             f"{name}{SUFFIX}": evaluate(network, loader, view=str(network.view), **how)["top1"]

@@ -237,6 +237,9 @@ def speed_text(line: dict[str, Any]) -> str:
 
 def evaluation_text(line: dict[str, Any]) -> str:
     """Accuracy and loss in a few words."""
+    if "top1" not in line:
+        return "no labelled image to be measured on"
     top5 = f", top-5 {line['top5']:.1%}" if "top5" in line else ""
     others = "".join(f", {key.removesuffix('_top1')} {line[key]:.1%}" for key in line if key.endswith("_top1"))
-    return f"top-1 {line['top1']:.1%}{top5}, loss {line['loss']:.3g}{others}"
+    loss = f", loss {line['loss']:.3g}" if "loss" in line else ""
+    return f"top-1 {line['top1']:.1%}{top5}{loss}{others}"

@@ -21,6 +21,13 @@ class Record:
     history: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] | None = None
+    warnings: dict[str, str] = field(default_factory=dict)
+
+    def warn(self, name: str, text: str) -> bool:
+        """Keep a concern for the end of the run; whether it is a new one."""
+        is_new = name not in self.warnings
+        self.warnings.setdefault(name, text)
+        return is_new
 
     @property
     def evaluated(self) -> set[int]:
@@ -55,7 +62,8 @@ class FitResult:
 
     ``metrics`` are those of the last epoch, or of the best one with ``select="best"`` (then ``best_epoch``, counted
     from 1, says which). ``history`` has one entry an evaluation. ``seconds`` is time in training steps, evaluation
-    and checkpoints not counted; ``data_wait_share`` the part of it spent waiting for batches.
+    and checkpoints not counted; ``data_wait_share`` the part of it spent waiting for batches. ``warnings`` are concerns
+    that the method's figures gave.
     """
 
     metrics: dict[str, Any]
@@ -65,6 +73,7 @@ class FitResult:
     images_per_second: float
     data_wait_share: float
     steps: int
+    warnings: tuple[str, ...] = ()
 
 
 def total_steps(settings: TrainSettings, steps_per_epoch: int) -> int:
@@ -85,5 +94,6 @@ def fit_result(record: Record) -> FitResult:
         history=record.history,
         seconds=record.clock.seconds,
         steps=record.step,
+        warnings=tuple(record.warnings.values()),
         **record.clock.rates(),
     )

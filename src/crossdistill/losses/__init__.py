@@ -1,5 +1,6 @@
 """Loss functions on logits ``(B, K)``, embeddings ``(B, D)`` and maps ``(B, C, H, W)``: pure, in float32 or wider."""
 
+from crossdistill.losses.bow import bow_cross_entropy, bow_targets
 from crossdistill.losses.cross_entropy import cross_entropy, target_class
 from crossdistill.losses.dist import dist
 from crossdistill.losses.dkd import dkd
@@ -20,6 +21,8 @@ from crossdistill.losses.rsd import rsd
 __all__ = [
     "attention_map",
     "attention_transfer",
+    "bow_cross_entropy",
+    "bow_targets",
     "correlation",
     "cross_entropy",
     "dist",

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from crossdistill.contracts import UNLABELLED, InputSpec, Method, Teacher
+from crossdistill.contracts import STUDENT_VIEW, UNLABELLED, InputSpec, Method, Teacher
 from crossdistill.data import (
     EvalLoader,
     Selection,
@@ -37,8 +37,6 @@ from crossdistill.runs.objective import build_method, resolve_method
 from crossdistill.runs.stores import check_stored, open_stored, refuse_as_model, store_of
 from crossdistill.settings import DataSettings, ModelSettings, Settings, TeacherSettings, TrainSettings
 from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, MappedTeacher, StoredTeacher, make_class_map
-
-STUDENT_VIEW = "student"
 
 # Two seeds a run, so that the student's first weights do not depend on which method trains it.
 _METHOD_SEED_OFFSET = 1_000_003

@@ -11,14 +11,13 @@ import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from crossdistill.contracts import UNLABELLED, Batch, Outputs
+from crossdistill.contracts import STUDENT_VIEW, UNLABELLED, Batch, Outputs
 from crossdistill.data import EvalLoader, Splits, StreamEvalLoader, eval_loader, open_source, prepare_image
 from crossdistill.engine import connect, process
 from crossdistill.engine import evaluate as measure
 from crossdistill.errors import InputError
 from crossdistill.models import StagedModel, build
 from crossdistill.models.names import parse
-from crossdistill.runs.compose import STUDENT_VIEW
 from crossdistill.runs.stores import refuse_as_model
 from crossdistill.settings import DataSettings, overridden, validate
 from crossdistill.teachers import ClassMap, FrozenTeacher, MappedTeacher, make_class_map

@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossdistill.contracts import Batch, InputSpec
+from crossdistill.contracts import STUDENT_VIEW, Batch, InputSpec
 from crossdistill.data import CorruptImage, EvalLoader, Source, TrainLoader
 from crossdistill.data.philox import Purpose, random_order
 from crossdistill.report.samples import Cell, Row
-from crossdistill.runs.compose import STUDENT_VIEW
 from crossdistill.settings import AugmentSettings
 
 NUM_EPOCHS = 6

@@ -69,7 +69,7 @@ def run_single(
     on_main(lambda: folder.begin(parts.settings))  # not before: with another teacher it would be another run
     fitted = _fit(parts, folder, progress)
     final = fitted.metrics
-    parts.warnings.extend(below_student(fitted, parts.train))
+    parts.warnings.extend([*fitted.warnings, *below_student(fitted, parts.train)])
     if parts.selection_loader is not parts.test_loader:
         final = evaluate(parts.student, parts.test_loader, accelerator=accelerator)
     _note_corrupt(parts)

@@ -6,6 +6,7 @@ from crossdistill.teachers.ensemble import EnsembleTeacher
 from crossdistill.teachers.fingerprint import fingerprint
 from crossdistill.teachers.frozen import FrozenTeacher
 from crossdistill.teachers.mapped import MappedTeacher
+from crossdistill.teachers.moving_average import MovingAverageTeacher
 from crossdistill.teachers.several import Known, SeveralTeachers, are_several
 from crossdistill.teachers.stored import StoredEnsemble, StoredTeacher, facts_of, stored_teacher
 
@@ -16,6 +17,7 @@ __all__ = [
     "FrozenTeacher",
     "Known",
     "MappedTeacher",
+    "MovingAverageTeacher",
     "SeveralTeachers",
     "StoredEnsemble",
     "StoredTeacher",

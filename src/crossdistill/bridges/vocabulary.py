@@ -1,0 +1,218 @@
+"""A vocabulary of visual words: a queue of a teacher's latest local features, and bags of words made with it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crossdistill.bridges.gather import gather_rows, summed
+from crossdistill.errors import InputError
+from crossdistill.losses.bow import Pool, bag_of, chunks, inner, squared_distances
+from crossdistill.losses.inputs import widen
+
+Queue = Literal["local_average", "location", "global_average"]
+"""What of a map becomes a word: a 3 x 3 average at a random place, the feature of one place, or the map's mean."""
+
+DISTANCE_MOMENTUM = 0.99
+KEPT_BYTES = 512 * 2**20
+"""Distances of a batch up to this size are kept from one look to the next; larger ones are computed twice."""
+
+_AVERAGED = 3
+
+
+class Vocabulary(nn.Module):
+    """K words of one level; all of it is buffers, and so state that a checkpoint holds.
+
+    A step looks at the words as they were when it began (``snapshot``), so that targets and predictions mean the same
+    words, and writes the batch's own words to the queue for the steps that follow. No image meets its own word.
+
+    Args:
+        num_words: K.
+        channels: C of the level.
+        inverse_delta: how sharply locations choose their words; ``None`` is the nearest alone.
+        pool: how a bag is made of its locations.
+        border: rows and columns at each edge of a map that do not count.
+        queue: what becomes a word.
+        words_per_step: of the images of a step, so many give a word; ``None`` all of them.
+        initial_distance: where the mean distance to the nearest word starts, with a constant momentum (0.5 as
+            published); ``None`` starts it at the first batch's, with a momentum that grows to the published 0.99.
+        cosine: features and words are scaled to length 1 first.
+    """
+
+    words: Tensor
+    snapshot: Tensor
+    mean_distance: Tensor
+    num_written: Tensor
+    num_updates: Tensor
+    hits: Tensor
+
+    def __init__(
+        self,
+        num_words: int,
+        channels: int,
+        *,
+        inverse_delta: float | None,
+        pool: Pool = "max",
+        border: int = 1,
+        queue: Queue = "local_average",
+        words_per_step: int | None = None,
+        initial_distance: float | None = None,
+        cosine: bool = False,
+    ) -> None:
+        super().__init__()
+        self.inverse_delta, self.pool, self.border, self.queue = inverse_delta, pool, border, queue
+        self.words_per_step, self.initial_distance, self.cosine = words_per_step, initial_distance, cosine
+        first = torch.randn(num_words, channels).clamp_(min=0)  # as published; gone once the queue has turned over
+        self.register_buffer("words", F.normalize(first, dim=1) if cosine else first)
+        self.register_buffer("snapshot", self.words.clone(), persistent=False)
+        self.register_buffer("mean_distance", torch.tensor(initial_distance or 0.0))
+        self.register_buffer("num_written", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("hits", torch.zeros(num_words))
+        self._share = 1.0
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """A step of so many micro-batches begins: from now on the words are those of this moment."""
+        self.snapshot.copy_(self.words)
+        self._share = 1 / num_micro_batches
+
+    @torch.no_grad()
+    def bags(self, features: Tensor, draws: Tensor) -> Tensor:
+        """Bags ``(B, K)`` of the snapshot's words, in float32; in training the queue and the mean distance move on.
+
+        In this order: distances to the words as they are, the mean distance, new words, bags with the *new* mean.
+
+        Args:
+            features: ``(B, C, H, W)``, a level of the teacher.
+            draws: uniform ``(B,)``, where each image's new word is taken from.
+        """
+        features = F.normalize(widen(features), dim=1) if self.cosine else widen(features)
+        locations = inner(features, self.border)
+        kept = squared_distances(locations, self.snapshot) if self._fits(locations) else None
+        if self.training:
+            self._observe(*(self._nearest(locations) if kept is None else kept.min(dim=2)))
+            self._write(features, draws)
+        scale = None if self.inverse_delta is None else self.inverse_delta / self._distance()
+        if kept is not None:
+            return bag_of(kept, scale, self.pool)
+        parts = (squared_distances(part, self.snapshot) for part in self._cut(locations))
+        return torch.cat([bag_of(distances, scale, self.pool) for distances in parts])
+
+    def figures(self) -> dict[str, Tensor]:
+        """Scalars: the mean distance, and the share of words that some location chose.
+
+        Of words that have been in the queue for half its length or longer: younger ones had little time.
+        """
+        num_words = len(self.words)
+        age = (self.num_written - 1 - torch.arange(num_words, device=self.words.device)) % num_words
+        old = age >= num_words // 2
+        used = ((self.hits > 0) & old).sum() / old.sum().clamp(min=1)
+        return {"mean_distance": self.mean_distance.detach().clone(), "words_used": used}
+
+    @property
+    def is_full(self) -> Tensor:
+        """Whether every word is one of the teacher's features, as a tensor."""
+        return self.num_written >= len(self.words)
+
+    def _distance(self) -> Tensor:
+        """The mean distance, or 1 before any was measured."""
+        smallest = torch.finfo(self.mean_distance.dtype).tiny
+        return torch.where(self.mean_distance > 0, self.mean_distance, 1.0).clamp(min=smallest)
+
+    def _fits(self, locations: Tensor) -> bool:
+        return locations.shape[0] * locations.shape[1] * len(self.words) * self.words.element_size() <= KEPT_BYTES
+
+    def _cut(self, locations: Tensor) -> list[Tensor]:
+        return list(chunks(locations, num_words=len(self.words), itemsize=self.words.element_size()))
+
+    def _nearest(self, locations: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distance of each location to its nearest word, and that word's number, ``(B, L)`` each."""
+        looks = [squared_distances(part, self.snapshot).min(dim=2) for part in self._cut(locations)]
+        return torch.cat([look.values for look in looks]), torch.cat([look.indices for look in looks])
+
+    def _observe(self, values: Tensor, numbers: Tensor) -> None:
+        """Move the mean distance on, and count which words were chosen; with several processes over all of them."""
+        hits = torch.zeros_like(self.hits).index_add_(0, numbers.flatten(), torch.ones_like(values.flatten()))
+        mine = torch.stack([values.sum(), values.new_tensor(values.numel())])
+        total = summed(torch.cat([mine.to(hits.dtype), hits]))
+        mean = total[0] / total[1]
+        self.hits += total[2:]
+        self._move(torch.where(mean.isfinite(), mean, self.mean_distance))
+
+    def _move(self, mean: Tensor) -> None:
+        """The mean distance towards that of this micro-batch, which counts as its share of a step."""
+        momentum = mean.new_tensor(DISTANCE_MOMENTUM)
+        if self.initial_distance is None:  # the younger the average, the less of it is left: nothing at first
+            momentum = torch.minimum(momentum, self.num_updates / (self.num_updates + 10))
+        kept = momentum**self._share
+        self.mean_distance.copy_(kept * self.mean_distance + (1 - kept) * mean)
+        self.num_updates += 1
+
+    def _write(self, features: Tensor, draws: Tensor) -> None:
+        """Replace the oldest words by the batch's, those of all processes in order of rank; of too many the last stay.
+
+        Nothing is written where a new word is not finite: such a step (one that overflowed in float16) is skipped.
+        """
+        (new,), _ = gather_rows([candidates(features, draws, border=self.border, queue=self.queue)])
+        if self.cosine:
+            new = F.normalize(new, dim=1)
+        new = new[: self.words_per_step].to(self.words.dtype)
+        num_words, first = len(self.words), max(len(new) - len(self.words), 0)
+        places = (self.num_written + torch.arange(first, len(new), device=new.device)) % num_words
+        sound = new.isfinite().all()
+        self.words[places] = torch.where(sound, new[first:], self.words[places])
+        self.hits[places] = torch.where(sound, 0.0, self.hits[places])
+        self.num_written += len(new) * sound
+
+
+def candidates(features: Tensor, draws: Tensor, *, border: int, queue: Queue) -> Tensor:
+    """One possible word of each map ``(B, C)``.
+
+    Args:
+        features: ``(B, C, H, W)``, its border not yet left out.
+        draws: uniform ``(B,)`` from [0, 1), which of the places.
+        border: rows and columns at each edge that do not count.
+        queue: a 3 x 3 average (inside the border) at a place, one place's feature, or the mean of the map.
+    """
+    height, width = features.shape[-2:]
+    features = features[..., border : height - border, border : width - border]
+    if queue == "global_average":
+        return features.mean(dim=(2, 3))
+    if queue == "local_average":
+        features = F.avg_pool2d(features, _AVERAGED, stride=1)
+    flat = features.flatten(2)
+    places = (draws.to(features.device) * flat.shape[2]).long().clamp(max=flat.shape[2] - 1)
+    return flat.gather(2, places[:, None, None].expand(-1, flat.shape[1], 1))[..., 0]
+
+
+def check_level(grid: tuple[int, int], where: str, *, border: int, queue: Queue) -> None:
+    """Refuse a level whose map gives no word.
+
+    Args:
+        grid: (height, width) of its map.
+        where: names level and network.
+        border: rows and columns at each edge that do not count.
+        queue: what becomes a word.
+
+    Raises:
+        InputError: the map is too small.
+    """
+    inside = _AVERAGED if queue == "local_average" else 1
+    least = 2 * border + inside
+    if min(grid) >= least:
+        return
+    smaller = [
+        f"border={fewer} and queue={kind}"
+        for fewer, kind, wanted in ((0, "local_average", _AVERAGED), (0, "location", 1))
+        if min(grid) >= wanted and (fewer, kind) != (border, queue)
+    ]
+    averaged = " around the 3x3 averages" if queue == "local_average" else ""
+    raise InputError(
+        f"{where}, whose map has {grid[0]}x{grid[1]} locations",
+        f"at least {least}x{least}: a border of {border}{averaged}",
+        "raise the image size, choose an earlier level (method.levels)"
+        + (f", or set method.{smaller[0].replace(' and ', ' and method.')}" if smaller else ""),
+    )
