@@ -221,6 +221,7 @@ class Method(nn.Module, ABC):
         relates_samples: its loss compares samples with each other: with several processes it is given outputs gathered
             over all of them.
         gathers_itself: it relates samples, too, but fetches what it needs of the other processes in its own forward.
+        takes_views: it takes apart a student's several views of an image (``Outputs.members``), which pretraining has.
         includes_cross_entropy: its loss already holds the hard-label term, and the engine then adds none.
     """
 
@@ -228,6 +229,7 @@ class Method(nn.Module, ABC):
     reads_stages: bool = False
     relates_samples: bool = False
     gathers_itself: bool = False
+    takes_views: bool = False
     includes_cross_entropy: bool = False
 
     @classmethod

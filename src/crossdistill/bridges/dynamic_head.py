@@ -63,7 +63,7 @@ class DynamicHead(nn.Module):
     def _normalised(self, hidden: Tensor) -> Tensor:
         """Batch normalisation of ``(k, H)`` over the rows of all processes, with gradient to all of them."""
         hidden = widen(hidden)
-        count = summed(hidden.new_tensor(float(len(hidden))))
+        count = summed(hidden.new_full((), len(hidden)))
         mean = summed(hidden.sum(dim=0)) / count
         variance = summed((hidden - mean).square().sum(dim=0)) / count
         self._remember(mean.detach(), variance.detach(), count)

@@ -73,6 +73,7 @@ class Vocabulary(nn.Module):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("hits", torch.zeros(num_words))
         self._share = 1.0
+        self.register_load_state_dict_post_hook(lambda *_: self.begin_step(1))
 
     def begin_step(self, num_micro_batches: int) -> None:
         """A step of so many micro-batches begins: from now on the words are those of this moment."""
@@ -136,7 +137,7 @@ class Vocabulary(nn.Module):
     def _observe(self, values: Tensor, numbers: Tensor) -> None:
         """Move the mean distance on, and count which words were chosen; with several processes over all of them."""
         hits = torch.zeros_like(self.hits).index_add_(0, numbers.flatten(), torch.ones_like(values.flatten()))
-        mine = torch.stack([values.sum(), values.new_tensor(values.numel())])
+        mine = torch.stack([values.sum(), values.new_full((), values.numel())])
         total = summed(torch.cat([mine.to(hits.dtype), hits]))
         mean = total[0] / total[1]
         self.hits += total[2:]
@@ -144,7 +145,7 @@ class Vocabulary(nn.Module):
 
     def _move(self, mean: Tensor) -> None:
         """The mean distance towards that of this micro-batch, which counts as its share of a step."""
-        momentum = mean.new_tensor(DISTANCE_MOMENTUM)
+        momentum = mean.new_full((), DISTANCE_MOMENTUM)
         if self.initial_distance is None:  # the younger the average, the less of it is left: nothing at first
             momentum = torch.minimum(momentum, self.num_updates / (self.num_updates + 10))
         kept = momentum**self._share
@@ -188,31 +189,43 @@ def candidates(features: Tensor, draws: Tensor, *, border: int, queue: Queue) ->
     return flat.gather(2, places[:, None, None].expand(-1, flat.shape[1], 1))[..., 0]
 
 
-def check_level(grid: tuple[int, int], where: str, *, border: int, queue: Queue) -> None:
-    """Refuse a level whose map gives no word.
+def fitting(
+    grid: tuple[int, int], where: str, *, border: int | None = None, queue: Queue | None = None
+) -> tuple[int, Queue]:
+    """Border and queue for a map, as published where it has 5 x 5 locations or more; smaller maps make do with less.
+
+    What is left open is chosen: a border of 1 and 3 x 3 averages; on 3 x 3 or 4 x 4 locations no border; on fewer
+    neither border nor averages.
+
+    >>> fitting((7, 7), "level 4"), fitting((4, 4), "level 4"), fitting((1, 1), "level 4")
+    ((1, 'local_average'), (0, 'local_average'), (0, 'location'))
 
     Args:
-        grid: (height, width) of its map.
-        where: names level and network.
-        border: rows and columns at each edge that do not count.
-        queue: what becomes a word.
+        grid: (height, width) of the map.
+        where: names level and network, for messages.
+        border: rows and columns at each edge that do not count; ``None`` leaves it open.
+        queue: what becomes a word; ``None`` leaves it open.
 
     Raises:
-        InputError: the map is too small.
+        InputError: the map is too small for what is asked.
     """
-    inside = _AVERAGED if queue == "local_average" else 1
-    least = 2 * border + inside
-    if min(grid) >= least:
-        return
-    smaller = [
-        f"border={fewer} and queue={kind}"
-        for fewer, kind, wanted in ((0, "local_average", _AVERAGED), (0, "location", 1))
-        if min(grid) >= wanted and (fewer, kind) != (border, queue)
-    ]
-    averaged = " around the 3x3 averages" if queue == "local_average" else ""
-    raise InputError(
-        f"{where}, whose map has {grid[0]}x{grid[1]} locations",
-        f"at least {least}x{least}: a border of {border}{averaged}",
-        "raise the image size, choose an earlier level (method.levels)"
-        + (f", or set method.{smaller[0].replace(' and ', ' and method.')}" if smaller else ""),
-    )
+    side = min(grid)
+    least_inside = _inside(queue or "local_average")
+    if border is None:
+        border = 1 if side >= 2 + max(least_inside, _AVERAGED) else 0
+    if queue is None:
+        queue = "local_average" if side >= 2 * border + _AVERAGED else "location"
+    least = 2 * border + _inside(queue)
+    if side < least:
+        raise InputError(
+            f"{where}, whose map has {grid[0]}x{grid[1]} locations, with border={border} and queue={queue}",
+            f"at least {least}x{least} locations",
+            "raise the image size, choose an earlier level (method.levels), or leave method.border and method.queue "
+            "out: small maps then go without",
+        )
+    return border, queue
+
+
+def _inside(queue: Queue) -> int:
+    """Locations a side that such a word needs."""
+    return _AVERAGED if queue == "local_average" else 1

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from crossdistill.bridges.draws import new_seed, uniform_by_id
 from crossdistill.bridges.dynamic_head import DynamicHead
 from crossdistill.bridges.layout import as_map
-from crossdistill.bridges.vocabulary import Queue, Vocabulary, check_level
+from crossdistill.bridges.vocabulary import Queue, Vocabulary, fitting
 from crossdistill.contracts import Batch, Method, ModelSpec, Modules, Moment, Outputs, StageSpec
 from crossdistill.errors import InputError, UnsuitablePair
 from crossdistill.losses.bow import Pool, bow_cross_entropy, check_pool, perplexities
@@ -51,6 +51,7 @@ class BagOfWords(Method):
 
     needs = frozenset({"stages"})
     gathers_itself = True
+    takes_views = True
 
     draw_seed: Tensor
     step: Tensor
@@ -77,8 +78,8 @@ class BagOfWords(Method):
         kappa: float = 8.0,
         learn_kappa: bool = False,
         pool: Pool = "max",
-        border: int = 1,
-        queue: Queue = "local_average",
+        border: int | None = None,
+        queue: Queue | None = None,
         words_per_step: int | None = None,
         initial_distance: float | None = None,
         cosine: bool = False,
@@ -97,8 +98,9 @@ class BagOfWords(Method):
             kappa: factor of the logits; 5 for ResNet-18.
             learn_kappa: whether it is trained.
             pool: max or mean over locations.
-            border: rows and columns at each edge of a map that do not count.
-            queue: what becomes a word: local_average, location or global_average.
+            border: rows and columns at each edge of a map that do not count; default 1, on maps below 5 x 5 none.
+            queue: what becomes a word: local_average (3 x 3 locations), location or global_average; default the first,
+                on maps below 3 x 3 the second.
             words_per_step: so many images of a step give a word; default all.
             initial_distance: start of the mean distance to the nearest word; 0.5 as published, default the first
                 batch's.
@@ -112,21 +114,23 @@ class BagOfWords(Method):
         check_weights({"weight": weight})
         check_pool(pool)
         check_positive({"num_words": num_words - 1, "kappa": kappa, "inverse_delta": inverse_delta or 1.0})
-        if (words_per_step is not None and words_per_step < 1) or border < 0:
-            raise InputError(f"words_per_step={words_per_step} and border={border}", "1 or more; 0 or more", "raise it")
+        for name, value, least in (("words_per_step", words_per_step, 1), ("border", border, 0)):
+            if value is not None and value < least:
+                raise InputError(f"{name}={value}", f"{name} of {least} or more", f"raise method.{name}")
         if initial_distance is not None:
             check_positive({"initial_distance": initial_distance})
         made = {}
         for number in _numbers(levels, teacher_spec):
             stage = teacher_spec.stages[number - 1]
-            check_level(stage.grid, f"level {number} of {teacher_spec.name}", border=border, queue=queue)
+            where = f"level {number} of {teacher_spec.name}"
+            border_of_level, queue_of_level = fitting(stage.grid, where, border=border, queue=queue)
             vocabulary = Vocabulary(
                 num_words,
                 stage.channels,
                 inverse_delta=inverse_delta,
                 pool=pool,
-                border=border,
-                queue=queue,
+                border=border_of_level,
+                queue=queue_of_level,
                 words_per_step=words_per_step,
                 initial_distance=initial_distance,
                 cosine=cosine,

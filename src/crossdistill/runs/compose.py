@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,14 +30,15 @@ from crossdistill.data.sampler import num_steps
 from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, connect, process, total_steps, weights_for
 from crossdistill.errors import InputError
 from crossdistill.models import StagedModel, build
-from crossdistill.runs.identity import update_with
+from crossdistill.runs.identity import data_hash
 from crossdistill.runs.objective import build_method, resolve_method
 from crossdistill.runs.stores import check_stored, open_stored, refuse_as_model, store_of
 from crossdistill.settings import DataSettings, ModelSettings, Settings, TeacherSettings, TrainSettings
 from crossdistill.teachers import EnsembleTeacher, FrozenTeacher, MappedTeacher, StoredTeacher, make_class_map
 
 # Two seeds a run, so that the student's first weights do not depend on which method trains it.
-_METHOD_SEED_OFFSET = 1_000_003
+METHOD_SEED_OFFSET = 1_000_003
+"""Added to a run's seed for its method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +66,8 @@ class Parts:
 
     def identity(self) -> dict[str, str | None]:
         """Hashes of what settings only name: classes, labels and file names of the data, and the teacher's weights."""
-        data = hashlib.sha256(json.dumps(self.splits.class_names).encode())
-        for source in (self.splits.train, self.splits.evaluation, self.splits.validation):
-            if source is not None:
-                update_with(data, source)
         return {
-            "data_sha256": data.hexdigest(),
+            "data_sha256": data_hash(self.splits),
             "teacher_sha256": None if self.teacher is None else self.teacher.fingerprint(),
         }
 
@@ -98,7 +93,7 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
         shown = replace(student.spec.input, crop_pct=settings.data.eval_crop_pct)
         student.spec = replace(student.spec, input=shown)
     teacher = _teacher(settings, splits.class_names, modules)
-    torch.manual_seed(settings.seed + _METHOD_SEED_OFFSET)
+    torch.manual_seed(settings.seed + METHOD_SEED_OFFSET)
     method = build_method(name, options, student, teacher, num_classes=num_classes)
     # Where the data bring validation images of their own, no training image is given up for them.
     hold_out = settings.train.select == "best" and splits.validation is None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.contracts import InputSpec
-from crossdistill.data import Source, Stream
+from crossdistill.data import Source, Splits, Stream
 from crossdistill.data.augmentation.transform import AUGMENTATION_VERSION
 from crossdistill.data.source import CorruptImage
 from crossdistill.settings import AugmentSettings, DataSettings
@@ -47,6 +47,15 @@ WORDS = {
     ),
 }
 """What differs, and what to do, for keys whose values say nothing to a reader."""
+
+
+def data_hash(splits: Splits) -> str:
+    """A hash of class names, labels and file names of all parts of the data."""
+    digest = hashlib.sha256(json.dumps(splits.class_names).encode())
+    for source in (splits.train, splits.evaluation, splits.validation):
+        if source is not None:
+            update_with(digest, source)
+    return digest.hexdigest()
 
 
 def update_with(digest: Any, source: Source) -> None:

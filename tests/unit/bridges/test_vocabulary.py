@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from crossdistill.bridges import vocabulary as room
 from crossdistill.bridges.draws import uniform_by_id
-from crossdistill.bridges.vocabulary import Vocabulary, candidates, check_level
+from crossdistill.bridges.vocabulary import Vocabulary, candidates, fitting
 from crossdistill.errors import InputError
 from oracles import obow as oracle
 
@@ -179,24 +179,28 @@ def test_draws_are_a_function_of_sample_and_seed():
 
 
 @pytest.mark.parametrize(
-    ("grid", "border", "queue", "words"),
+    ("grid", "border", "queue", "least"),
     [
-        ((4, 7), 1, "local_average", "at least 5x5.*method.border=0 and method.queue=local_average"),
-        ((2, 2), 1, "local_average", "method.border=0 and method.queue=location"),
-        ((2, 2), 1, "location", "at least 3x3"),
-        ((1, 1), 1, "local_average", "raise the image size"),
+        ((4, 7), 1, "local_average", 5),
+        ((2, 2), 1, "location", 3),
+        ((2, 2), 0, "local_average", 3),
+        ((2, 9), None, "local_average", 3),
     ],
 )
-def test_a_level_that_gives_no_word_is_refused(grid, border, queue, words):
-    with pytest.raises(InputError, match=f"{grid[0]}x{grid[1]} locations") as refused:
-        check_level(grid, "level 4 of net", border=border, queue=queue)
-    message = str(refused.value).replace("\n", " ")
-    import re
+def test_a_level_that_gives_no_word_is_refused(grid, border, queue, least):
+    words = rf"level 4 of net, whose map has {grid[0]}x{grid[1]} locations"
+    with pytest.raises(InputError, match=words) as refused:
+        fitting(grid, "level 4 of net", border=border, queue=queue)
+    assert f"at least {least}x{least} locations" in str(refused.value)
+    assert "method.levels" in str(refused.value)
 
-    assert re.search(words, message)
 
-
-def test_levels_that_suffice():
-    check_level((5, 5), "level", border=1, queue="local_average")
-    check_level((3, 3), "level", border=0, queue="local_average")
-    check_level((1, 1), "level", border=0, queue="global_average")
+@pytest.mark.parametrize("side", range(1, 9))
+def test_what_is_left_open_always_fits_and_is_as_published_from_five_locations_on(side):
+    border, queue = fitting((side, side + 1), "level")
+    assert (border, queue) == (
+        (1, "local_average") if side >= 5 else (0, "local_average") if side >= 3 else (0, "location")
+    )
+    vocabulary = made(4, 2, border=border, queue=queue)
+    assert step(vocabulary, torch.randn(2, 2, side, side + 1, dtype=torch.float64)).shape == (2, 4)
+    assert vocabulary.num_written == 2
