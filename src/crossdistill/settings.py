@@ -125,6 +125,13 @@ class ViewSettings(Strict):
     def _ranges(self) -> Self:
         if self.crops + self.patches == 0:
             raise InputError("views.crops=0 and views.patches=0", "a view for the student", "ask for crops or patches")
+        *factors, hue = self.color_jitter
+        if not all(0 <= factor <= 1 for factor in factors) or not 0 <= hue <= 0.5:
+            raise InputError(
+                f"views.color_jitter={list(self.color_jitter)}",
+                "brightness, contrast and saturation from 0 to 1, and hue from 0 to 0.5",
+                "give views.color_jitter='[0.4, 0.4, 0.4, 0.1]', or less",
+            )
         for name, (low, high), most in (
             ("crop_scale", self.crop_scale, 1.0),
             ("patch_scale", self.patch_scale, 1.0),
@@ -150,6 +157,9 @@ class DataSettings(Strict):
     """Where images come from, which of them are used, and how they are loaded."""
 
     source: str = Field(description="digits, KIND:PATH, or a known name; see docs/data.md")
+    unlabelled: bool = Field(
+        False, description="take all images below a folder: to pretrain on, without classes; of folder: sources alone"
+    )
     train_split: str | None = Field(None, description="the split to train on; default: train")
     evaluation_split: str | None = Field(
         None, description="the split that accuracy is reported on; default: test, else val"
@@ -167,6 +177,9 @@ class DataSettings(Strict):
         0.1, gt=0, lt=1, description="share of the training images that selects the best epoch, at least one a class"
     )
     limit_train: int | None = Field(None, ge=1, description="use only so many training images, stratified")
+    first_per_class: int | None = Field(
+        None, ge=1, description="use only the first so many training images of each class, in the set's order"
+    )
     labels_per_class: int | None = Field(
         None, ge=1, description="keep so many labels a class; the other training images become unlabelled"
     )

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from crossdistill.contracts import InputSpec
+from crossdistill.data.augmentation.multi_view import MultiViewTransform
 from crossdistill.data.augmentation.transform import TrainTransform
-from crossdistill.settings import AugmentSettings
+from crossdistill.settings import AugmentSettings, ViewSettings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,3 +46,20 @@ def test_pixels_equal_those_of_the_cpu_up_to_rounding(name):
     if name != "RandAugment":  # there a step less may become a whole level, once it is posterised
         assert difference.max() <= 4
     assert difference.mean() < 0.3
+
+
+def test_views_for_pretraining_equal_those_of_the_cpu_up_to_rounding():
+    images, ids = scene(96), np.arange(96)
+    spec = InputSpec((48, 48), 3, (0.0,) * 3, (1 / 255,) * 3)
+    looks = ViewSettings(crop_size=34, patch_size=20, patch_base=54, flip=0.5)
+    transform = MultiViewTransform(spec, spec, looks, seed=0)
+    there, here = transform(images.cuda(), ids, 1), transform(images, ids, 1)
+    for view, expected in here.items():
+        difference = (there[view].cpu() - expected).abs()
+        # Two passes of resampling and four changes of colour may each round to the other side.
+        assert (difference > 2).float().mean() <= 0.01
+        assert difference.mean() < 0.3
+    cuts, draws = transform.cut(images, transform.draw(ids, 1)), transform.draw(ids, 1)
+    moved = transform.render({key: one.cuda() for key, one in cuts.items()}, draws)
+    for view, expected in transform.render(cuts, draws).items():
+        assert torch.equal(moved[view].round().cpu(), expected.round())  # but for resizing, pixels are the same

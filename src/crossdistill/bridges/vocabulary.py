@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -92,15 +93,14 @@ class Vocabulary(nn.Module):
         """
         features = F.normalize(widen(features), dim=1) if self.cosine else widen(features)
         locations = inner(features, self.border)
-        kept = squared_distances(locations, self.snapshot) if self._fits(locations) else None
+        parts = list(chunks(locations, num_words=len(self.words), itemsize=self.words.element_size()))
+        kept = [squared_distances(part, self.snapshot) for part in parts] if self._fits(locations) else None
         if self.training:
-            self._observe(*(self._nearest(locations) if kept is None else kept.min(dim=2)))
+            self._observe(kept or (squared_distances(part, self.snapshot) for part in parts))
             self._write(features, draws)
         scale = None if self.inverse_delta is None else self.inverse_delta / self._distance()
-        if kept is not None:
-            return bag_of(kept, scale, self.pool)
-        parts = (squared_distances(part, self.snapshot) for part in self._cut(locations))
-        return torch.cat([bag_of(distances, scale, self.pool) for distances in parts])
+        each = kept or (squared_distances(part, self.snapshot) for part in parts)
+        return torch.cat([bag_of(distances, scale, self.pool) for distances in each])
 
     def figures(self) -> dict[str, Tensor]:
         """Scalars: the mean distance, and the share of words that some location chose.
@@ -126,16 +126,15 @@ class Vocabulary(nn.Module):
     def _fits(self, locations: Tensor) -> bool:
         return locations.shape[0] * locations.shape[1] * len(self.words) * self.words.element_size() <= KEPT_BYTES
 
-    def _cut(self, locations: Tensor) -> list[Tensor]:
-        return list(chunks(locations, num_words=len(self.words), itemsize=self.words.element_size()))
+    def _observe(self, parts: Iterable[Tensor]) -> None:
+        """Move the mean distance on, and count which words were chosen; with several processes over all of them.
 
-    def _nearest(self, locations: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared distance of each location to its nearest word, and that word's number, ``(B, L)`` each."""
-        looks = [squared_distances(part, self.snapshot).min(dim=2) for part in self._cut(locations)]
-        return torch.cat([look.values for look in looks]), torch.cat([look.indices for look in looks])
-
-    def _observe(self, values: Tensor, numbers: Tensor) -> None:
-        """Move the mean distance on, and count which words were chosen; with several processes over all of them."""
+        Args:
+            parts: squared distances ``(b, L, K)`` of some images each.
+        """
+        looks = [distances.min(dim=2) for distances in parts]
+        values = torch.cat([look.values for look in looks])
+        numbers = torch.cat([look.indices for look in looks])
         hits = torch.zeros_like(self.hits).index_add_(0, numbers.flatten(), torch.ones_like(values.flatten()))
         mine = torch.stack([values.sum(), values.new_full((), values.numel())])
         total = summed(torch.cat([mine.to(hits.dtype), hits]))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crossdistill.contracts import UNLABELLED, Batch, InputSpec
 from crossdistill.data.augmentation.mix import Mixing, draw_mixing, mix_targets, mix_views, mixes
+from crossdistill.data.augmentation.multi_view import MultiViewTransform
 from crossdistill.data.augmentation.transform import Cuts, Draws, EvalTransform, TrainTransform
 from crossdistill.data.held import Images, Reading
 from crossdistill.data.pixels import match_channels
@@ -20,6 +21,9 @@ from crossdistill.data.placing import placed
 from crossdistill.data.source import TINY_SIDE
 
 Ids = NDArray[np.int64]
+
+Transform = TrainTransform | MultiViewTransform
+"""What changes images for training: all views alike, or each in its own way for pretraining."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ class TrainAssembly:
     ``whole``: all images are of one size and small, and then travel as they are; else what was cut out of each does.
     """
 
-    transform: TrainTransform
+    transform: Transform
     targets: Targets
     num_classes: int
     on_device: bool = False
@@ -115,9 +119,7 @@ class TrainAssembly:
     @property
     def cheap(self) -> bool:
         """Whether little is done to pixels here, or only to small images."""
-        settings = self.transform.settings
-        changed = settings.rand_augment is not None or settings.color_jitter > 0
-        return self.on_device or (_small(self.transform.views) and not changed)
+        return self.on_device or (_small(self.transform.views) and not self.transform.changes_colours)
 
     def make(self, reading: Reading, epoch: int, samples: Ids, where: Callable[[int], str]) -> Made:
         """Draw all parameters; change pixels, or only cut what cannot travel as one tensor."""
@@ -157,9 +159,7 @@ def _small(views: Mapping[str, InputSpec]) -> bool:
     return max(max(spec.image_size) for spec in views.values()) <= TINY_SIDE
 
 
-def _matched(
-    reading: Reading, ids: Ids, transform: TrainTransform | EvalTransform, where: Callable[[int], str]
-) -> Images:
+def _matched(reading: Reading, ids: Ids, transform: Transform | EvalTransform, where: Callable[[int], str]) -> Images:
     return match_channels(reading.images, transform.views.values(), lambda position: where(int(ids[position])))
 
 

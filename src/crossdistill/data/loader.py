@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from crossdistill.contracts import Batch, InputSpec
-from crossdistill.data.assemble import EvalAssembly, TrainAssembly
+from crossdistill.data.assemble import EvalAssembly, TrainAssembly, Transform
+from crossdistill.data.augmentation.multi_view import MultiViewTransform
 from crossdistill.data.augmentation.transform import EvalTransform, TrainTransform, resolve_augment
 from crossdistill.data.feed import Batches, Feed
 from crossdistill.data.held import HeldSource
@@ -41,6 +42,7 @@ class TrainLoader:
             None for small sets whose pixels are changed on a device, where they then live.
         max_corrupt_share: stop when more of the images than this cannot be read; until then they are left out.
         cycle_epochs: epoch e is epoch e % this one again, in its order and its changes; a batch names the latter.
+        transform: makes views for pretraining; ``views`` and ``augment`` then have no say.
 
     Raises:
         InputError: sizes that do not divide, or images whose channels a model cannot take.
@@ -64,22 +66,23 @@ class TrainLoader:
         world_size: int = 1,
         max_corrupt_share: float = 0.01,
         cycle_epochs: int | None = None,
+        transform: MultiViewTransform | None = None,
     ) -> None:
         check_sizes(len(ids), batch_size, world_size, device_batch_size)
-        held = _held(source, views)
-        self.ids, self.augment, self.seed = ids, resolve_augment(augment, source), seed
+        made_by: Transform = transform or TrainTransform(dict(views), resolve_augment(augment, source), seed)
+        held = _held(source, made_by.views)
+        self.ids, self.augment, self.seed = ids, made_by.settings, seed
         self.batch_size, self.device_batch_size = batch_size, device_batch_size
         self.rank, self.world_size = rank, world_size
         self.targets, self.balanced, self.augment_device = targets, balanced, augment_device
         self.cycle_epochs = cycle_epochs
         self._num_classes = len(source.class_names)
-        transform = TrainTransform(dict(views), self.augment, seed)
         self._assembly = TrainAssembly(
-            transform,
+            made_by,
             targets,
             self._num_classes,
             on_device=augment_device is not None,
-            whole=_travels_whole(held, views),
+            whole=_travels_whole(held, made_by.views),
         )
         own = -(-len(ids) // world_size)
         self._feed: Feed | Resident
@@ -219,8 +222,9 @@ class EvalLoader:
 
 
 def _held(source: Source, views: Mapping[str, InputSpec]) -> HeldSource:
+    first = source.describe(0) if len(source.targets) else "none"
     for spec in views.values():
-        check_channels(source.num_channels or 1, spec, f"{source.describe(0)} (as the others of {source.name})")
+        check_channels(source.num_channels or 1, spec, f"{first} (as the others of {source.name})")
     return source if isinstance(source, HeldSource) else HeldSource(source)
 
 

@@ -30,6 +30,17 @@ def open_source(settings: DataSettings) -> Splits:
     return Splits(_held(splits.train), _held(splits.evaluation), splits.evaluation_name, validation)
 
 
+def open_labelled(settings: DataSettings) -> Splits:
+    """:func:`open_source` where classes are learnt or measured: images without classes are refused as well."""
+    if settings.unlabelled:
+        raise InputError(
+            f"{settings.source} with data.unlabelled=true, images without classes",
+            "images with classes; only pretraining does without",
+            "drop data.unlabelled, or use `crossdistill pretrain`",
+        )
+    return open_source(settings)
+
+
 def _held(source: Source) -> Source:
     return source if isinstance(source, Stream) else HeldSource(source)  # a stream is not read by index
 
@@ -44,6 +55,12 @@ def _open(settings: DataSettings) -> Splits:
             f"data source {source!r} with data.stream, which describes remote shards (wds:)",
             "no data.stream: these images are counted",
             "drop it",
+        )
+    if settings.unlabelled and kind != "folder":
+        raise InputError(
+            f"data source {source!r} with data.unlabelled=true",
+            "folder:PATH, whose images need not be sorted by class",
+            "drop data.unlabelled: pretraining does not read the labels of other sources",
         )
     if source == "digits":
         check_columns(settings, (), source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -109,7 +108,7 @@ class Resident:
         if self._device.type == "cpu":
             return 1  # pixels of one are as much as its cache holds
         transform = self._assembly.transform
-        image = sum(4 * spec.num_channels * math.prod(spec.image_size) for spec in set(transform.views.values()))
+        image = 4 * transform.num_values
         image += 8 * self._assembly.num_classes if mixes(transform.settings) else 0
         largest = max((len(samples) for _, samples in requests), default=1)
         return max(1, min(_LARGEST_GROUP, _GROUP_BYTES // (image * largest)))

@@ -66,6 +66,7 @@ class CorruptImage(Exception):
 class Splits:
     """The training images and those that accuracy is reported on (``evaluation_name``: "test" or "val").
 
+    Of images without classes, which can only be pretrained on, none is reported on (``evaluation_name``: "none").
     ``validation`` holds the images of val beside test: they may select the best epoch, and are never reported on.
     """
 

@@ -51,7 +51,7 @@ def select_training(
     select_best: bool,
     class_names: Sequence[str] | None = None,
 ) -> Selection:
-    """Choose among the training images: first ``limit_train``, from these ``val_share``, then ``labels_per_class``.
+    """Choose among the training images: ``first_per_class``, of these ``limit_train``, ``val_share``, and then labels.
 
     Args:
         targets: class of each image of the source ``(N,)``, -1 for unlabelled.
@@ -63,8 +63,10 @@ def select_training(
         InputError: a class has too few images for what is asked.
     """
     ids = np.arange(len(targets), dtype=np.int64)
+    if settings.first_per_class is not None:
+        ids = first_of_each(targets, settings.first_per_class)
     if settings.limit_train is not None:
-        _check_limit(settings.limit_train, targets)
+        _check_limit(settings.limit_train, targets[ids])
         ids = _stratified(ids, targets, settings.limit_train, seed, Purpose.LIMIT, class_names)
     val_ids = ids[:0]
     if select_best:
@@ -76,6 +78,15 @@ def select_training(
         kept = _labels(ids, targets, settings.labels_per_class, seed, class_names)
         labelled = np.isin(np.arange(len(targets)), np.concatenate([kept, val_ids])) & labelled
     return Selection(ids, labelled, val_ids)
+
+
+def first_of_each(targets: NDArray[np.int64], count: int) -> Ids:
+    """The first ``count`` images of every class in canonical order, sorted; all of a class that has fewer.
+
+    >>> first_of_each(np.array([1, 0, 1, 1, 0]), 2).tolist()
+    [0, 1, 2, 4]
+    """
+    return np.sort(np.concatenate([np.flatnonzero(targets == one)[:count] for one in np.unique(targets)]))
 
 
 def _check_limit(limit: int, targets: NDArray[np.int64]) -> None:

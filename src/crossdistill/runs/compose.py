@@ -22,7 +22,7 @@ from crossdistill.data import (
     StreamLoader,
     TrainLoader,
     eval_loader,
-    open_source,
+    open_labelled,
     select_stream,
     select_training,
 )
@@ -85,7 +85,7 @@ def compose(settings: Settings, modules: Mapping[str, nn.Module] | None = None) 
     modules = modules or {}
     name, options = resolve_method(settings.method.name, settings.method.options)
     check_optimizer(settings.train.optimizer)
-    splits = open_source(settings.data)
+    splits = open_labelled(settings.data)
     num_classes = len(splits.class_names)
     torch.manual_seed(settings.seed)
     student = model_of(settings.student, splits.class_names, modules, allow_code=settings.allow_code)

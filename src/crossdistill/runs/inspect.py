@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from crossdistill.contracts import STUDENT_VIEW, UNLABELLED, Batch, Outputs
-from crossdistill.data import EvalLoader, Splits, StreamEvalLoader, eval_loader, open_source, prepare_image
+from crossdistill.data import EvalLoader, Splits, StreamEvalLoader, eval_loader, open_labelled, prepare_image
 from crossdistill.engine import connect, process
 from crossdistill.engine import evaluate as measure
 from crossdistill.errors import InputError
@@ -58,9 +58,9 @@ def evaluate(
     Raises:
         InputError: a model or data that cannot be read, or whose classes differ.
     """
-    _check_trained(model)
+    check_trained(model)
     settings = _data_settings(model, data, overrides)
-    splits = open_source(settings)
+    splits = open_labelled(settings)
     built = build(
         str(model) if isinstance(model, Path) else model,
         num_classes=None if class_map is not None else len(splits.class_names),
@@ -168,7 +168,12 @@ def predict(
     return predictions
 
 
-def _check_trained(model: str | Path | nn.Module) -> None:
+def check_trained(model: str | Path | nn.Module) -> None:
+    """Refuse a network by a name that gives it random weights.
+
+    Raises:
+        InputError: naming the command that trains it.
+    """
     if isinstance(model, nn.Module):
         return
     refuse_as_model(model)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from crossdistill.contracts import UNLABELLED, InputSpec
-from crossdistill.data import Source, Splits, Stream, open_source, resolve_augment, select_training
+from crossdistill.data import Source, Splits, Stream, open_labelled, resolve_augment, select_training
 from crossdistill.data.duplicates import Overlap, Pair, Place, find_duplicates
 from crossdistill.data.scan import scan
 from crossdistill.data.source import TINY_SIDE
@@ -106,7 +106,7 @@ def _check(seed: int | None, picture: Path) -> None:
 
 
 def _open(data: DataSettings) -> Splits:
-    splits = open_source(data)
+    splits = open_labelled(data)
     if isinstance(splits.train, Stream):
         raise InputError(
             f"remote stream {data.source!r}", "data that can be read by index", "look at a local copy of it"

@@ -22,7 +22,7 @@ from crossdistill.data import (
     StreamEvalLoader,
     TrainLoader,
     eval_loader,
-    open_source,
+    open_labelled,
     select_training,
 )
 from crossdistill.data.augmentation.mix import mixes
@@ -163,7 +163,7 @@ def compose_pass(
     Raises:
         InputError: parts that do not exist or do not fit together, a remote stream, or a store given as a teacher.
     """
-    splits = open_source(settings.data)
+    splits = open_labelled(settings.data)
     if isinstance(splits.train, Stream):
         raise stream_refused(splits.train)
     for one in settings.teachers:

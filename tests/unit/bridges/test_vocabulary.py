@@ -10,6 +10,7 @@ from crossdistill.bridges import vocabulary as room
 from crossdistill.bridges.draws import uniform_by_id
 from crossdistill.bridges.vocabulary import Vocabulary, candidates, fitting
 from crossdistill.errors import InputError
+from crossdistill.losses.bow import CHUNK_BYTES
 from oracles import obow as oracle
 
 
@@ -118,7 +119,7 @@ def test_distances_that_do_not_fit_are_computed_twice_with_the_same_result(monke
     whole, parts = made(num_words=16), made(num_words=16)
     expected = step(whole, features, draws)
     monkeypatch.setattr(room, "KEPT_BYTES", 0)
-    monkeypatch.setattr("crossdistill.losses.bow.CHUNK_BYTES", 2 * 16 * 16 * 8)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 2 * 16 * 16 * 8)
     torch.testing.assert_close(step(parts, features, draws), expected)
     for name, buffer in whole.named_buffers():
         torch.testing.assert_close(dict(parts.named_buffers())[name], buffer)

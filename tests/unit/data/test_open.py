@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from crossdistill.data import open_source
+from crossdistill.data import open_labelled, open_source
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings, StreamSettings
 
@@ -87,3 +87,17 @@ def test_facts_of_a_stream_are_for_shards_only(source):
 def test_columns_of_what_has_none(source, key):
     with pytest.raises(InputError, match=rf"data\.{key}='grade' for {source}, which has no columns"):
         open_source(DataSettings(source=source, **{key: "grade"}))
+
+
+@pytest.mark.parametrize("source", ["digits", "mnist", "parquet:knee", "hf:owner/name", "wds:train.tar"])
+def test_only_folders_are_read_without_their_classes(source):
+    message = r"with data.unlabelled=true\nexpected: folder:PATH, .*\n.*pretraining does not read the labels of other"
+    with pytest.raises(InputError, match=message) as caught:
+        open_source(DataSettings(source=source, unlabelled=True))
+    assert repr(source) in caught.value.given
+
+
+def test_images_without_classes_are_refused_where_classes_are_learnt():
+    with pytest.raises(InputError, match=r"folder:x with data.unlabelled=true(.|\n)*crossdistill pretrain"):
+        open_labelled(DataSettings(source="folder:x", unlabelled=True))
+    assert open_labelled(DataSettings(source="digits")).class_names

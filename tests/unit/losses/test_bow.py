@@ -112,7 +112,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch):
     features, vocabulary = torch.randn(7, 4, 6, 6), torch.randn(32, 4)
     options = {"inverse_delta": 10.0, "mean_min_distance": 1.5}
     whole = losses.bow_targets(features, vocabulary, **options)
-    monkeypatch.setattr(bow, "CHUNK_BYTES", 2 * 16 * 32 * 4)  # two images of 4 x 4 locations at once
+    monkeypatch.setitem(bow.CHUNK_BYTES, "cpu", 2 * 16 * 32 * 4)  # two images of 4 x 4 locations at once
     assert [len(part) for part in bow.chunks(inner(features, 1), num_words=32, itemsize=4)] == [2, 2, 2, 1]
     torch.testing.assert_close(losses.bow_targets(features, vocabulary, **options), whole, rtol=1e-5, atol=1e-7)
 

@@ -236,3 +236,9 @@ def test_evaluation_shows_as_much_as_is_asked_for(tmp_path):
     first, second = (next(iter(parts.test_loader)).images["student"] for parts in (whole, centre))
     assert not torch.equal(first, second)
     assert centre.student.spec.input.crop_pct == 0.5  # and so in what is exported
+
+
+@pytest.mark.parametrize("method", ["none", "kd"])
+def test_images_without_classes_are_refused(method):
+    with pytest.raises(InputError, match="images without classes"):
+        parts_of(method, "data.source=folder:photos", "data.unlabelled=true")

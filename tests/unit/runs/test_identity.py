@@ -80,12 +80,14 @@ BEST = ("train.select=best",)
 # What changes it, and what else both sides have; or why it does not count.
 DATA = {
     "source": (("data.source=folder:{root}/pets", "data.limit_train=null"), ()),
+    "unlabelled": "images without classes are pretrained on, where no answers are stored",
     "train_split": (("data.train_split=val", "data.evaluation_split=train"), FOLDER),
     "evaluation_split": "the teacher's accuracy is a fact of the store; runs say where theirs is another",
     "seed": (("data.seed=1",), ()),
     "cycle_epochs": "which of the stored epochs are shown; `store` refuses more epochs than that",
     "val_share": (("data.val_share=0.3",), BEST),
     "limit_train": (("data.limit_train=80",), ()),
+    "first_per_class": (("data.first_per_class=11",), ()),
     "labels_per_class": (("data.labels_per_class=2",), ()),
     "image_column": "of tables, see the test below",
     "label_column": "its labels are in the hash of the source, see above",

@@ -1,4 +1,7 @@
-"""Changes of colour: uint8 images ``(B, C, H, W)``, each with an amount ``(B,)`` of its own, as Pillow makes them."""
+"""Changes of colour: uint8 images ``(B, C, H, W)``, each with an amount ``(B,)`` of its own, as Pillow makes them.
+
+Hue is the exception: Pillow rounds hue and saturation to 8 bits, while here neither is rounded, as in torchvision.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crossdistill.data.placing import constant
+
 # ITU-R 601-2 luma in 16-bit integers, as Pillow's conversion to grey.
 _LUMA = (19595, 38470, 7471)
+
+# What is added to a hue, in sixths of the circle, to tell how far red, green and blue are from it.
+_PLACES = (5.0, 3.0, 1.0)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -16,6 +24,11 @@ def grey(images: Tensor) -> Tensor:
         return images.int()
     red, green, blue = (images[:, channel : channel + 1].int() for channel in range(3))
     return (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + 0x8000) >> 16
+
+
+def greyscale(images: Tensor) -> Tensor:
+    """The grey of each image in as many channels as it has."""
+    return grey(images).byte().expand_as(images)
 
 
 def brightness(images: Tensor, amount: Tensor) -> Tensor:
@@ -32,6 +45,30 @@ def contrast(images: Tensor, amount: Tensor) -> Tensor:
 def saturation(images: Tensor, amount: Tensor) -> Tensor:
     """0 is grey, 1 the image, more is more colourful."""
     return _blend(grey(images).float(), images, amount)
+
+
+def hue(images: Tensor, amount: Tensor) -> Tensor:
+    """Turn hues by this share of the colour circle (-0.5 to 0.5), from red towards green; grey stays as it is.
+
+    Source: hue, saturation and value of A. R. Smith, "Color gamut transform pairs", SIGGRAPH 1978.
+    """
+    if images.shape[1] == 1:
+        return images
+    values = images.float()
+    highest = values.amax(dim=1, keepdim=True)
+    span = highest - values.amin(dim=1, keepdim=True)
+    turned = _hue_in_sixths(values, highest, span) + 6 * amount.float()[:, None, None, None]
+    distance = (turned + constant(_PLACES, images.device)[:, None, None]) % 6
+    share = torch.minimum(distance, 4 - distance).clamp_(0, 1)
+    return (highest - span * share + 0.5).floor_().byte()
+
+
+def _hue_in_sixths(values: Tensor, highest: Tensor, span: Tensor) -> Tensor:
+    """Hue ``(B, 1, H, W)`` of colours from 0 (red) over 2 (green) and 4 (blue), up to whole turns of 6."""
+    red, green, blue = (values[:, channel : channel + 1] for channel in range(3))
+    divisor = span.clamp(min=1)  # of whole numbers; where all are equal there is no hue, and any will do
+    after_green = torch.where(highest == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
+    return torch.where(highest == red, (green - blue) / divisor, after_green)
 
 
 def sharpness(images: Tensor, amount: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ parameters, on the device that trains: first :meth:`TrainTransform.cut`, then :m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -65,8 +66,8 @@ def resolve_augment(settings: AugmentSettings, source: Source) -> AugmentSetting
 Shape = tuple[tuple[int, int], str]
 """How a view is cut: its (height, width), and the interpolation of its model."""
 
-Cuts = Mapping[Shape, Tensor]
-"""uint8 ``(B, C, H, W)`` by shape."""
+Cuts = Mapping[Hashable, Tensor]
+"""uint8 ``(B, …, C, H, W)`` by what tells them apart: here by shape."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,16 @@ class TrainTransform:
     def policy(self) -> Policy | None:
         """RandAugment's policy."""
         return None if self.settings.rand_augment is None else parse_policy(self.settings.rand_augment)
+
+    @property
+    def changes_colours(self) -> bool:
+        """Whether more is done to pixels than to cut, flip, erase and mix them."""
+        return self.policy is not None or self.settings.color_jitter > 0
+
+    @property
+    def num_values(self) -> int:
+        """Channels times pixels of all views of an image."""
+        return sum(spec.num_channels * math.prod(spec.image_size) for spec in set(self.views.values()))
 
     def draw(self, sample_id: Ids, epoch: int, occurrence: Ids | None = None) -> Draws:
         """The uniform draws that decide everything about these samples ``(B, D)``."""

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from crossdistill.contracts import Batch, InputSpec
-from crossdistill.data.assemble import EvalAssembly, TrainAssembly
+from crossdistill.data.assemble import EvalAssembly, TrainAssembly, Transform
+from crossdistill.data.augmentation.multi_view import MultiViewTransform
 from crossdistill.data.augmentation.transform import EvalTransform, TrainTransform, resolve_augment
 from crossdistill.data.feed import Answer, Tally, as_it_is, pins
 from crossdistill.data.held import Reading, num_cores
@@ -50,8 +51,8 @@ class StreamLoader:
     buffer are left out, at most :data:`~crossdistill.data.shards.lanes.BUFFER_SIZE` a worker.
 
     Args:
-        views, augment, seed, batch_size, device_batch_size, augment_device, workers, rank, world_size, cycle_epochs:
-            as for :class:`~crossdistill.data.loader.TrainLoader`.
+        views, augment, seed, batch_size, device_batch_size, augment_device, workers, rank, world_size, cycle_epochs,
+            transform: as for :class:`~crossdistill.data.loader.TrainLoader`.
         max_corrupt_share: share of this process's samples that may be unreadable; such samples are left out.
 
     Raises:
@@ -73,9 +74,11 @@ class StreamLoader:
         world_size: int = 1,
         max_corrupt_share: float = 0.01,
         cycle_epochs: int | None = None,
+        transform: MultiViewTransform | None = None,
     ) -> None:
+        made_by: Transform = transform or TrainTransform(dict(views), resolve_augment(augment, stream), seed)
         self.ids = np.arange(stream.num_train or 0, dtype=np.int64)
-        self.stream, self.augment, self.seed = stream, resolve_augment(augment, stream), seed
+        self.stream, self.augment, self.seed = stream, made_by.settings, seed
         self.batch_size, self.augment_device, self.cycle_epochs = batch_size, augment_device, cycle_epochs
         self.rank, self.world_size = rank, world_size
         _check_shards(stream, world_size)
@@ -84,10 +87,9 @@ class StreamLoader:
             one_step, batch_size=batch_size, rank=rank, world_size=world_size, device_batch_size=device_batch_size
         )
         self._sizes = [len(part) for part in parts]
-        transform = TrainTransform(dict(views), self.augment, seed)
         on_device = augment_device is not None
         self._pin_memory = pins(augment_device)
-        self._assembly = TrainAssembly(transform, _UNKNOWN, len(stream.class_names), on_device=on_device)
+        self._assembly = TrainAssembly(made_by, _UNKNOWN, len(stream.class_names), on_device=on_device)
         self._num_workers = _num_workers(workers, stream, rank, world_size)
         self._tally = Tally(-(-len(self.ids) // world_size), max_corrupt_share)  # a process meets its own only
 

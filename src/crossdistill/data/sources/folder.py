@@ -9,14 +9,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from crossdistill.contracts import UNLABELLED
 from crossdistill.data.source import Splits, check_several_classes
 from crossdistill.data.sources.classes import NO_FACTS, Facts
 from crossdistill.data.sources.decode import EncodedSource, image_suffixes
 from crossdistill.data.sources.split_names import Chosen, choose_splits, is_split_word, split_words
+from crossdistill.data.sources.subset import Subset
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
 
 _LAYOUT = "train/ and val/ (or test/) with one folder a class, or one folder a class directly"
+
+_OF_CLASSES = {
+    "train_split": "drop it, and name the folder of the split: folder:PATH/train",
+    "evaluation_split": "drop it: nothing can be reported on images without classes",
+    "first_per_class": "drop it: there are no classes to take them from",
+    "labels_per_class": "drop it: there are no labels to keep",
+    "sampling": "drop it: there are no classes to balance",
+}
+"""Settings that images without classes have no use for, and what to do instead."""
 
 
 class FolderSource(EncodedSource):
@@ -54,16 +65,19 @@ class FolderSource(EncodedSource):
 def open_folder(path: str | Path, settings: DataSettings, facts: Facts = NO_FACTS) -> Splits:
     """Find the images below a folder; test/ is the evaluation split if there is one, else val/, else a fixed 20 %.
 
-    Beside test/, val/ is the validation split. Other splits, such as extra/, are read if a setting names them.
+    Beside test/, val/ is the validation split. Other splits, such as extra/, are read if a setting names them. With
+    ``data.unlabelled`` all images below the folder are trained on, none is reported on, and there are no classes.
 
     Raises:
         InputError: no such folder or split, no class folder, a class without images, splits with different classes, two
-            folders for one split.
+            folders for one split; without classes, no image, or a setting that needs classes.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise InputError(f"folder {root}, which {problem}", f"a folder with {_LAYOUT}", "check the path")
+    if settings.unlabelled:
+        return _unlabelled(root, settings, facts)
     folders = _split_folders(root, settings)
     if not folders:
         return Chosen("train").open(lambda split: _tree(root, facts))
@@ -77,6 +91,19 @@ def open_folder(path: str | Path, settings: DataSettings, facts: Facts = NO_FACT
         return trees[split]
 
     return chosen.open(open_split)
+
+
+def _unlabelled(root: Path, settings: DataSettings, facts: Facts) -> Splits:
+    for key, advice in _OF_CLASSES.items():
+        given = getattr(settings, key)
+        if given != DataSettings.model_fields[key].default:
+            raise InputError(f"data.{key}={given!r} with data.unlabelled=true", "no such setting", advice)
+    paths = sorted(_images(root))
+    if not paths:
+        raise InputError(f"folder {root}, which holds no image", "images to train on", "check the path, or add images")
+    none = np.full(len(paths), UNLABELLED, dtype=np.int64)
+    train = FolderSource(str(root), paths, none, (), mirror_safe=facts.mirror_safe)
+    return Splits(train, Subset(train, none[:0], "none"), "none")
 
 
 def _split_folders(root: Path, settings: DataSettings) -> dict[str, Path]:
@@ -99,7 +126,10 @@ def _tree(root: Path, facts: Facts) -> FolderSource:
     if not class_folders:
         files = list(_visible(root))
         held = f"{sum(map(_is_image, files))} images but no class folder" if files else "nothing"
-        raise InputError(f"folder {root}, which holds {held}", f"a folder with {_LAYOUT}", "sort the images by class")
+        advice = "sort the images by class"
+        if files:
+            advice += ", or set data.unlabelled=true to pretrain without labels"
+        raise InputError(f"folder {root}, which holds {held}", f"a folder with {_LAYOUT}", advice)
     paths: list[Path] = []
     targets: list[int] = []
     for target, folder in enumerate(class_folders):

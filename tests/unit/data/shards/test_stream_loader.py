@@ -1,14 +1,26 @@
+import io
 import multiprocessing
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 
-from crossdistill.data import EvalLoader, StreamEvalLoader, StreamLoader, TrainTransform, eval_loader, open_source
+from crossdistill.data import (
+    EvalLoader,
+    MultiViewTransform,
+    StreamEvalLoader,
+    StreamLoader,
+    TrainTransform,
+    eval_loader,
+    open_source,
+    resolve_views,
+)
 from crossdistill.data.shards import fetch as fetching
 from crossdistill.data.shards.fetch import fetch
+from crossdistill.data.sources.decode import decode
 from crossdistill.errors import InputError
-from crossdistill.settings import AugmentSettings, DataSettings
+from crossdistill.settings import AugmentSettings, DataSettings, ViewSettings
 from samples import shards
 
 pytest.importorskip("webdataset")
@@ -99,6 +111,21 @@ def test_an_epoch_is_every_sample_once_augmented_as_its_id_says(folder, server, 
         for row, index in enumerate(indices):
             expected = transform(local.read(index)[None], batch.sample_id.numpy()[[row]], 5)
             assert all(torch.equal(batch.images[view][row], expected[view][0]) for view in views)
+
+
+def test_views_for_pretraining_are_those_of_a_samples_id(folder, server, spec):
+    looks = resolve_views(ViewSettings(crops=2, patches=3), image_size=16, source=open_local(folder).train)
+    made = MultiViewTransform(spec(16), spec(16), looks, seed=2)
+    batches = flat(train_loader(server, spec, transform=made, workers=2).epoch(1))
+    on_device = train_loader(server, spec, transform=made, workers=2, augment_device=torch.device("cpu"))
+    assert_same(flat(on_device.epoch(1)), batches)
+    addresses = [f"{server.address}/train-{number:03d}.tar" for number in range(NUM_SHARDS)]
+    samples = {one.sample_id: one for address in addresses for one in fetch(address)}
+    for batch in batches:
+        for row, (index, again) in enumerate(batch.samples.tolist()):
+            image = decode(io.BytesIO(samples[index].image()), "here")
+            expected = made(image[None], np.array([index]), 1, np.array([again]))
+            assert all(torch.equal(batch.images[view][row], expected[view][0]) for view in expected)
 
 
 def test_epochs_are_the_same_again_and_differ_from_each_other(server, spec):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crossdistill.data import open_source
+from crossdistill.data import EvalLoader, open_source, select_training
 from crossdistill.data.sources.folder import open_folder
 from crossdistill.errors import InputError
 from crossdistill.settings import DataSettings
@@ -100,13 +100,15 @@ def test_missing_path(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(InputError, match="holds nothing"):
+    with pytest.raises(InputError, match="holds nothing") as caught:
         open_at(tmp_path)
+    assert caught.value.action == "sort the images by class"
 
 
 def test_images_without_class_folders(tmp_path, make_picture):
     make_picture(0).save(tmp_path / "x.png")
-    with pytest.raises(InputError, match="1 images but no class folder"):
+    message = "(?s)1 images but no class folder.*sort the images by class, or set data.unlabelled=true to pretrain"
+    with pytest.raises(InputError, match=message):
         open_at(tmp_path)
 
 
@@ -250,3 +252,59 @@ def test_image_files_of_every_kind_count(tmp_path, write_tree, make_picture):
     assert np.bincount(np.concatenate([splits.train.targets, splits.evaluation.targets])).tolist() == [5, 5]
     for source in (splits.train, splits.evaluation):
         assert not source.read_batch(np.arange(len(source.targets))).corrupt
+
+
+def test_images_without_classes(tmp_path, write_tree, make_picture):
+    write_tree(tmp_path, {"b": 3, "a": 2, ".hidden": 1})
+    write_tree(tmp_path / "a", {"deeper": 1}, first_seed=20)
+    make_picture(30).save(tmp_path / "top.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    splits = open_at(tmp_path, unlabelled=True)
+    train = splits.train
+    expected = sorted(path for path in tmp_path.rglob("*.png") if ".hidden" not in str(path))
+    assert [train.describe(index) for index in range(7)] == list(map(str, expected))
+    assert train.targets.tolist() == [-1] * 7
+    assert (splits.class_names, train.image_size, train.mirror_safe) == ((), (12, 12), True)
+    np.testing.assert_array_equal(train.read(6).permute(1, 2, 0), np.asarray(make_picture(30)))
+
+
+def test_nothing_is_reported_on_where_images_have_no_classes(tmp_path, write_tree, spec):
+    write_tree(tmp_path / "train", {"a": 2, "b": 2})
+    write_tree(tmp_path / "test", {"a": 1, "b": 1})
+    splits = open_at(tmp_path, unlabelled=True)
+    assert (len(splits.train.targets), len(splits.evaluation.targets), splits.evaluation_name) == (6, 0, "none")
+    assert splits.validation is None
+    assert list(EvalLoader(splits.evaluation, {"student": spec(8)}, batch_size=4)) == []
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_any_number_of_images_without_classes_will_do(tmp_path, write_tree, count):
+    write_tree(tmp_path, {"alone": count})
+    splits = open_at(tmp_path, unlabelled=True)
+    chosen = select_training(splits.train.targets, DataSettings(source="folder:"), 0, False, splits.class_names)
+    assert chosen.train_ids.tolist() == list(range(count))
+    assert not chosen.labelled.any()
+
+
+def test_a_folder_without_any_image(tmp_path, write_tree):
+    write_tree(tmp_path, {"empty": 0})
+    with pytest.raises(InputError, match="which holds no image"):
+        open_at(tmp_path, unlabelled=True)
+    with pytest.raises(InputError, match="which does not exist"):
+        open_at(tmp_path / "photos", unlabelled=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_split": "extra"}, r"data.train_split='extra' with data.unlabelled=true(.|\n)*folder:PATH/train"),
+        ({"evaluation_split": "val"}, "data.evaluation_split='val' with data.unlabelled=true"),
+        ({"first_per_class": 3}, "data.first_per_class=3 with data.unlabelled=true"),
+        ({"labels_per_class": 4}, "data.labels_per_class=4 with data.unlabelled=true"),
+        ({"sampling": "class_balanced"}, "data.sampling='class_balanced' with data.unlabelled=true"),
+    ],
+)
+def test_settings_that_need_classes(tmp_path, write_tree, settings, message):
+    write_tree(tmp_path, {"a": 2, "b": 2})
+    with pytest.raises(InputError, match=message):
+        open_at(tmp_path, unlabelled=True, **settings)
