@@ -74,7 +74,7 @@ class Vocabulary(nn.Module):
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("hits", torch.zeros(num_words))
         self._share = 1.0
-        self.register_load_state_dict_post_hook(lambda *_: self.begin_step(1))
+        self.register_load_state_dict_post_hook(lambda *_: self.begin_step(1))  # type: ignore[no-untyped-call]
 
     def begin_step(self, num_micro_batches: int) -> None:
         """A step of so many micro-batches begins: from now on the words are those of this moment."""

@@ -6,7 +6,20 @@ from typing import Any
 
 import typer
 
-from crossdistill.cli import bench, data, distill, evaluate, methods, models, predict, quickstart, recipes, store, train
+from crossdistill.cli import (
+    bench,
+    data,
+    distill,
+    evaluate,
+    methods,
+    models,
+    predict,
+    pretrain,
+    quickstart,
+    recipes,
+    store,
+    train,
+)
 from crossdistill.errors import InputError
 
 _INTERRUPTED = 130
@@ -19,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, train, distill, store, evaluate, predict, data, methods, models):
+for command in (quickstart, train, distill, pretrain, store, evaluate, predict, data, methods, models):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(bench.app, name="bench")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -70,9 +71,12 @@ class Training:
         """The shared options and a command's own as a plan."""
         from crossdistill import runs
 
+        return runs.make_plan(self.merged(own), self.overrides, seeds=self.seeds, baseline=baseline)
+
+    def merged(self, own: dict[str, Any]) -> dict[str, Any]:
+        """The tree of settings that the shared options and a command's own make."""
         tree = {key: {**self.tree.get(key, {}), **own.get(key, {})} for key in ("student", "data", "train", "method")}
-        tree = {key: value for key, value in {**self.tree, **own, **tree}.items() if value != {}}
-        return runs.make_plan(tree, self.overrides, seeds=self.seeds, baseline=baseline)
+        return {key: value for key, value in {**self.tree, **own, **tree}.items() if value != {}}
 
 
 def _training(
@@ -139,15 +143,19 @@ def _training(
 
 
 def training_command(
-    command: Callable[..., None], *, fixed: Mapping[str, Any] = MappingProxyType({})
+    command: Callable[..., None],
+    *,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
+    defaults: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[..., None]:
     """Give a command the shared options; they reach it as its parameter ``training``.
 
-    Those in ``fixed`` are not offered and have the value given there.
+    Those in ``fixed`` are not offered and have the value given there. ``defaults`` are what the help says of options
+    whose default is another one for this command.
     """
     own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "training"]
     every = inspect.signature(_training, eval_str=True).parameters.values()
-    shared = [one for one in every if one.name not in fixed]
+    shared = [_with_default(one, defaults.get(one.name)) for one in every if one.name not in fixed]
 
     @functools.wraps(command)
     def with_shared(**values: Any) -> None:
@@ -158,6 +166,16 @@ def training_command(
     with_shared.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_shared.__annotations__ = {one.name: one.annotation for one in parameters}
     return with_shared
+
+
+def _with_default(option: inspect.Parameter, shown: str | None) -> inspect.Parameter:
+    """The option with another default in its help, if one is given."""
+    if shown is None:
+        return option
+    (facts,) = option.annotation.__metadata__
+    changed = copy.copy(facts)
+    changed.show_default = shown
+    return option.replace(annotation=Annotated[option.annotation.__origin__, changed])
 
 
 def at_least(least: int, **given: int | None) -> None:

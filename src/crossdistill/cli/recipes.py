@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from crossdistill.cli import options as o
+from crossdistill.cli import pretrain
 from crossdistill.cli.show import print_json, print_table, show_results
 
 _HELP = """Experiments one can read, copy and run.
@@ -78,6 +79,9 @@ def run(
     """
     from crossdistill import runs
 
+    if runs.recipe_kind(name) == "pretrain":
+        pretrain.run_recipe(name, out, overrides or (), as_json=as_json, resume=resume, dry_run=dry_run)
+        return
     plan = runs.read_recipe(name, overrides or ())
     results = runs.execute(plan, out, resume=resume, dry_run=dry_run, quiet=as_json)
     show_results(results, as_json=as_json, out=out)

@@ -8,12 +8,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from crossdistill.contracts import Method, Teacher
+from crossdistill.contracts import Follower, Method, Teacher
 from crossdistill.engine.compiled import check_compiler
 from crossdistill.engine.copies import Copies
 from crossdistill.engine.devices import shards_wanted
 from crossdistill.engine.learner import TrainLoader, build_learner
 from crossdistill.engine.shards import Shards
+from crossdistill.errors import InputError
 from crossdistill.settings import TrainSettings
 
 
@@ -31,6 +32,12 @@ def hold(
         InputError: what the settings ask for cannot be done with these networks or on this machine.
     """
     sharded = shards_wanted(settings, accelerator)
+    if sharded and isinstance(teacher, Follower):
+        raise InputError(
+            f"train.parallel=fsdp with a teacher that follows its student ({teacher.fingerprint()})",
+            "whole copies of the student, which the teacher is made of",
+            "set train.parallel=ddp, or launch with `torchrun`",
+        )
     check_compiler(settings, accelerator.device, sharded=sharded)
     learner = build_learner(student, method, loader, settings, accelerator)
     if isinstance(teacher, nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
@@ -63,6 +64,28 @@ def check_finite(learner: nn.Module, step: int, settings: TrainSettings) -> None
     if not sound.all():
         name = list(tensors)[int(sound.logical_not().nonzero()[0])]
         raise not_finite(f"{name} holds values that are not finite after step {step}", settings)
+
+
+def check_alike(learner: nn.Module, names: Iterable[str]) -> None:
+    """Make sure that buffers which every process computes for itself are the same in all of them.
+
+    Raises:
+        RuntimeError: naming the first that is not, on every process.
+    """
+    buffers = dict(learner.named_buffers())
+    chosen = [name for name in names if name in buffers]
+    if not in_group() or not chosen:
+        return
+    # Sums in float64 of values and of squares: equal tensors have equal ones, and others hardly.
+    tensors = (buffers[name].double() for name in chosen)
+    marks = torch.stack([torch.stack([one.sum(), one.square().sum()]) for one in tensors])
+    least, most = marks.clone(), marks.clone()
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    differing = (least != most).any(dim=1)
+    if differing.any():
+        name = chosen[int(differing.nonzero()[0])]
+        raise RuntimeError(f"{name} is not the same on all processes: they no longer train one network")
 
 
 def not_finite(given: str, settings: TrainSettings) -> InputError:

@@ -21,7 +21,7 @@ from crossdistill.engine.hold import hold
 from crossdistill.engine.interrupt import StopSignal
 from crossdistill.engine.keeper import Keeper, identity
 from crossdistill.engine.learner import HARD_LABELS, TrainLoader
-from crossdistill.engine.ledger import Ledger, check_finite, not_finite
+from crossdistill.engine.ledger import Ledger, check_alike, check_finite, not_finite
 from crossdistill.engine.log import MetricsLog
 from crossdistill.engine.measured import measured
 from crossdistill.engine.optimize import LearningRate
@@ -205,6 +205,7 @@ class Trainer:
         if step == 0 or (rest and not is_last) or step in self.record.evaluated:
             return
         check_finite(self.weights.learner, step, self.settings)
+        check_alike(self.method, self.method.alike())
         improved = (is_last or epoch % self.settings.eval_every == 0) and self.evaluate()
         if is_last or improved or epoch % self.settings.checkpoint_every == 0:
             self.save()

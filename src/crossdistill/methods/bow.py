@@ -223,8 +223,11 @@ def _views(student: Outputs, batch: Batch) -> dict[str, Tensor]:
     """Embeddings ``(B n, D)`` of each size of views, by the name of its loss."""
     if student.members is None:
         return {"bow": student.require("embedding")}
-    sizes = [batch.images[view].shape[-1] for view in batch.student_views]
-    return {f"bow_{size}px": one.require("embedding") for size, one in zip(sizes, student.members, strict=True)}
+    groups: dict[str, Tensor] = {}
+    for view, outputs in zip(batch.student_views, student.members, strict=True):
+        name = f"bow_{batch.images[view].shape[-1]}px"
+        groups[f"{name}_{view}" if name in groups else name] = outputs.require("embedding")
+    return groups
 
 
 def _numbers(levels: Sequence[int] | None, teacher: ModelSpec) -> list[int]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from crossdistill.errors import InputError
 from crossdistill.settings import validate
 
-Role = Literal["student_alone", "distilled", "teacher"]
+Role = Literal["student_alone", "distilled", "teacher", "pretrained"]
 
 
 class _Record(BaseModel):
@@ -48,7 +48,12 @@ class Row(_Record):
     def label(self) -> str:
         """How tables and figures call it."""
         alone = "Student alone" if self.compared else "Trained on labels"
-        return {"student_alone": alone, "teacher": "Teacher", "distilled": f"Distilled ({self.method})"}[self.role]
+        return {
+            "student_alone": alone,
+            "teacher": "Teacher",
+            "distilled": f"Distilled ({self.method})",
+            "pretrained": f"Pretrained, {self.method}",
+        }[self.role]
 
     @property
     def by_seed(self) -> dict[int, float]:

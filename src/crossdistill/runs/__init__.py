@@ -7,7 +7,7 @@ from crossdistill.runs.inspect import evaluate, predict
 from crossdistill.runs.look import look
 from crossdistill.runs.plan import Plan, execute, make_plan
 from crossdistill.runs.quickstart import quickstart
-from crossdistill.runs.recipes import copy_recipe, list_recipes, read_recipe, recipe_path
+from crossdistill.runs.recipes import copy_recipe, list_recipes, read_recipe, recipe_kind, recipe_path
 from crossdistill.runs.store_check import verify_store
 from crossdistill.runs.store_settings import StoreSettings, load_store_settings
 from crossdistill.runs.store_teacher import is_main_process, store_teacher
@@ -32,6 +32,7 @@ __all__ = [
     "predict",
     "quickstart",
     "read_recipe",
+    "recipe_kind",
     "recipe_path",
     "store_teacher",
     "train",

@@ -14,9 +14,14 @@ from crossdistill.engine.checkpoint import check_same
 from crossdistill.engine.keeper import FOLDER as CHECKPOINTS
 from crossdistill.errors import InputError
 from crossdistill.files import write_text, writing
-from crossdistill.settings import Settings
+from crossdistill.settings import Strict
 
-CHOSEN = frozenset({"student.image_size", "data.augment.crop", "data.augment.flip", "train.epochs"})
+CHOSEN = frozenset(
+    {
+        *("student.image_size", "data.augment.crop", "data.augment.flip", "train.epochs"),
+        *("views.crop_size", "views.patch_size", "views.patch_base", "views.flip"),
+    }
+)
 """Settings that are recorded as chosen when the run began, and that may then be left open."""
 
 
@@ -46,7 +51,7 @@ class RunFolder:
         """Whether everything of this run is on disk."""
         return self.results.exists()
 
-    def check(self, settings: Settings, *, resume: bool, several: bool = False) -> dict[str, Any] | None:
+    def check(self, settings: Strict, *, resume: bool, several: bool = False) -> dict[str, Any] | None:
         """The figures of the run that is here, if it is finished; ``None`` where there is something left to do.
 
         Args:
@@ -86,7 +91,7 @@ class RunFolder:
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
 
-    def begin(self, settings: Settings) -> None:
+    def begin(self, settings: Strict) -> None:
         """Record the settings, unless they are recorded already; from now on the folder holds a run."""
         if self.config.exists():
             return
@@ -94,7 +99,7 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             write_text(self.config, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
-    def _check_same(self, settings: Settings) -> None:
+    def _check_same(self, settings: Strict) -> None:
         recorded = leaves(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         given = leaves(settings.model_dump(mode="json"))
         for key in recorded.keys() | given.keys():

@@ -12,6 +12,9 @@ from crossdistill.errors import InputError, nearest
 from crossdistill.files import shipped, write_text, writing
 from crossdistill.runs.plan import Plan, check_seeds, make_plan
 
+KIND = "kind"
+"""The key that says what a recipe is for; without it, for training or distillation."""
+
 _PLAN_KEYS = ("description", "seeds", "baseline")
 
 
@@ -50,10 +53,21 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> Plan:
     Raises:
         InputError: an unknown recipe or key, a file that is no recipe, or seeds that are none.
     """
-    tree = _tree(recipe_path(name))
+    tree = recipe_tree(name)
     settings = {key: value for key, value in tree.items() if key not in _PLAN_KEYS}
     seeds = check_seeds(tree["seeds"]) if "seeds" in tree else (settings.pop("seed", 0),)
     return make_plan(settings, overrides, seeds=seeds, baseline=bool(tree.get("baseline", False)))
+
+
+def recipe_tree(name: str) -> dict[str, Any]:
+    """What a recipe's file holds, not yet validated."""
+    return _tree(recipe_path(name))
+
+
+def recipe_kind(name: str) -> str:
+    """What a recipe is for: "pretrain" without labels, or "run"; the ``config.yaml`` of a run is told by its views."""
+    tree = recipe_tree(name)
+    return str(tree.get(KIND, "pretrain" if "views" in tree else "run"))
 
 
 def _tree(path: Path) -> dict[str, Any]:

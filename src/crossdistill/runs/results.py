@@ -101,7 +101,7 @@ def merge(kind: str, parts: list[tuple[str, Results]], *, settings: dict[str, An
     for row in rows.values():
         summary = summarise([run["top1"] for run in row["runs"]])
         row["top1_mean"], row["top1_sd"] = summary.mean, summary.sd
-    order = {"student_alone": 0, "distilled": 1, "teacher": 2}
+    order = {"pretrained": 0, "student_alone": 0, "distilled": 1, "teacher": 2}
     return make_results(
         kind,
         sorted(rows.values(), key=lambda row: order[row["role"]]),

@@ -1,0 +1,80 @@
+"""What can be set of a pretraining run; its parts are named as those of any other run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import Field
+
+from crossdistill.settings import (
+    DataSettings,
+    MethodSettings,
+    ModelSettings,
+    Strict,
+    TrainSettings,
+    ViewSettings,
+    overridden,
+    validate,
+)
+
+METHOD = "bow"
+
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "optimizer": "momentum",
+    "lr": 0.05,
+    "min_lr": 0.0,
+    "weight_decay": 5e-4,
+    "decay_all": True,
+    "warmup_epochs": 0.0,
+    "schedule_per": "epoch",
+    "cross_entropy_weight": 0.0,
+}
+"""The loop of the published ResNet-18, on top of :class:`~crossdistill.settings.TrainSettings`."""
+
+
+class MomentumSettings(Strict):
+    """How the teacher follows the student."""
+
+    start: float = Field(0.99, ge=0, le=1, description="share of the teacher's weights that a step keeps, at first")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine: it rises to 1 over the run")
+
+
+class ProbeSettings(Strict):
+    """How representations are measured: on labels that training never reads, where the data have them."""
+
+    neighbours: int = Field(20, ge=1, description="training images that vote on the class of a test image")
+    temperature: float = Field(0.07, gt=0, description="how much nearer ones count more")
+    bank: int | None = Field(20_000, ge=1, description="training images that may vote while training; null: all")
+    linear: bool = Field(True, description="fit a linear probe at the end; it becomes the classifier of what is kept")
+    keep: Literal["student", "teacher"] = Field("student", description="which network the run keeps")
+    recalibrate: bool = Field(False, description="keep batch statistics of whole images instead of crops")
+
+
+class PretrainSettings(Strict):
+    """One run: a student, views, a method whose teacher follows the student (or is given), data and the loop."""
+
+    student: ModelSettings
+    teacher: ModelSettings | None = Field(
+        None, description="a trained network whose words are predicted, instead of the student's own average"
+    )
+    method: MethodSettings = MethodSettings(name=METHOD)
+    momentum: MomentumSettings = MomentumSettings()
+    views: ViewSettings = ViewSettings()
+    data: DataSettings
+    train: TrainSettings = TrainSettings(**TRAIN_DEFAULTS)
+    probe: ProbeSettings = ProbeSettings()
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    allow_code: bool = Field(False, description="run the Python file that a model file:PATH.py:FUNCTION names")
+
+
+def load_settings(tree: dict[str, Any], overrides: Iterable[str] = ()) -> PretrainSettings:
+    """Validate a tree after applying ``key=value`` overrides; what it leaves out of the loop is as published.
+
+    Raises:
+        InputError: an unknown key (with the nearest one), a wrong type, a missing value.
+    """
+    defaults: dict[str, dict[str, Any]] = {"train": TRAIN_DEFAULTS, "method": {"name": METHOD}}
+    tree = {**tree, **{key: {**default, **tree.get(key, {})} for key, default in defaults.items()}}
+    return validate(PretrainSettings, overridden(tree, overrides))
