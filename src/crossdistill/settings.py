@@ -32,6 +32,7 @@ class ModelSettings(Strict):
     )
     image_size: int | None = Field(None, ge=4, le=8192, description="input height and width; default: the model's own")
     init: str | None = Field(None, description="weights to start from (PATH or 'pretrained'); the head may differ")
+    new_classifier: bool = Field(False, description="start the classifier at zero, whatever the weights hold there")
     stages: tuple[str, ...] | None = Field(
         None, min_length=1, description="modules that end the stages; default: found by tracing"
     )
@@ -216,6 +217,9 @@ class TrainSettings(Strict):
     )
     optimizer: str = Field("adamw", description="any optimiser name of timm")
     lr: float = Field(1e-3, gt=0)
+    classifier_lr: float | None = Field(
+        None, gt=0, description="learning rate of the student's classifier, on the same schedule; default: lr"
+    )
     weight_decay: float = Field(0.05, ge=0, description="not applied to biases and other one-dimensional parameters")
     momentum: float = Field(0.9, ge=0, lt=1)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -223,6 +227,9 @@ class TrainSettings(Strict):
     warmup_epochs: float = Field(5.0, ge=0, description="counts inside the total; at most a fifth of it")
     warmup_lr: float = Field(1e-6, ge=0)
     decay_epochs: float = Field(30.0, gt=0, description="step schedule: epochs between two decays")
+    milestones: Annotated[tuple[float, ...], Field(min_length=1)] | None = Field(
+        None, description="step schedule: the epochs at which it decays, instead of every decay_epochs"
+    )
     decay_rate: float = Field(0.1, gt=0, description="step schedule: factor of a decay")
     schedule_per: Literal["step", "epoch"] = Field("step", description="how often the learning rate changes")
     warmup: Literal["inside", "before"] = Field(
@@ -262,6 +269,12 @@ class TrainSettings(Strict):
                 f"train.epochs={self.epochs} and train.steps={self.steps}, which are both set",
                 "one of them",
                 "give --epochs or --steps, or drop the key from the settings",
+            )
+        if self.milestones is not None and self.schedule != "step":
+            raise InputError(
+                f"train.milestones={list(self.milestones)} with train.schedule={self.schedule}",
+                "milestones of the step schedule",
+                "set train.schedule=step, or drop train.milestones",
             )
         return self
 

@@ -154,3 +154,8 @@ def test_settings_survive_yaml(tmp_path_factory, args):
 def test_a_value_that_is_none_is_told_by_the_key_that_was_written(override, words):
     with pytest.raises(InputError, match=words):
         settings.load(TREE, [override])
+
+
+def test_milestones_are_those_of_a_step_schedule():
+    with pytest.raises(InputError, match="milestones of the step schedule"):
+        settings.load(TREE, ["train.milestones=[3]"])

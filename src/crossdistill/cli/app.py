@@ -15,6 +15,7 @@ from crossdistill.cli import (
     models,
     predict,
     pretrain,
+    probe,
     quickstart,
     recipes,
     store,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 for command in (quickstart, train, distill, pretrain, store, evaluate, predict, data, methods, models):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
+app.add_typer(probe.app, name="probe")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(bench.app, name="bench")
 

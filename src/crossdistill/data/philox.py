@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     SHARDS = 9
     BUFFER = 10
     PICTURE = 11
+    EPISODE = 12
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int], *, rounds: int = 10) -> NDArray[np.uint32]:

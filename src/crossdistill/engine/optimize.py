@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatch
 from typing import Any
 
@@ -13,12 +13,14 @@ from timm.optim import (  # type: ignore[attr-defined]
     create_optimizer_v2,
     get_optimizer_info,
     list_optimizers,
+    param_groups_weight_decay,
 )
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from crossdistill.errors import InputError, nearest
+from crossdistill.models.cutter import classifier_names
 from crossdistill.settings import TrainSettings
 
 LARGEST_WARMUP = 0.2
@@ -58,7 +60,8 @@ def check_optimizer(name: str) -> None:
 def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """Any optimiser of timm over all trained parameters of ``learner``, where they lie now.
 
-    Biases and other one-dimensional parameters get no weight decay, nor does what ``learner.no_weight_decay()`` lists.
+    Biases and other one-dimensional parameters get no weight decay, nor does what ``learner.no_weight_decay()`` lists;
+    with ``decay_all`` everything does. The student's classifier may have a rate of its own (``classifier_lr``).
 
     With ``fused_optimizer`` one kernel updates all weights, in another order of roundings: by default wherever PyTorch
     has such a kernel (Adam, AdamW, SGD and Adagrad, on CPUs as on GPUs; measured in ``benchmarks/parts.py``).
@@ -72,11 +75,38 @@ def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.
     fused: dict[str, Any] = {"fused": True} if _fuse(learner, settings) else {}
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            learner, name, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum, **fused
+            parameter_groups(learner, settings), name, lr=settings.lr, momentum=settings.momentum, **fused
         )
     except (AssertionError, ImportError, TypeError) as error:
         raise InputError(f"optimizer {name!r}: {error}", "one that can be built here", "use adamw or sgd") from error
     return optimizer
+
+
+def parameter_groups(learner: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """All trained parameters by weight decay and rate; the first group has the rate that is shown.
+
+    ``lr_scale`` is timm's word for a group whose rate is a multiple of the schedule's.
+    """
+    if settings.decay_all:
+        trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": trained, "weight_decay": settings.weight_decay}]
+    else:
+        exempt: Callable[[], Collection[str]] = getattr(learner, "no_weight_decay", tuple)
+        groups = param_groups_weight_decay(learner, weight_decay=settings.weight_decay, no_weight_decay_list=exempt())
+    if settings.classifier_lr is None:
+        return groups
+    heads = _classifier(learner)
+    trunk = [{**one, "params": [each for each in one["params"] if id(each) not in heads]} for one in groups]
+    own = [{**one, "params": [each for each in one["params"] if id(each) in heads]} for one in groups]
+    scale = settings.classifier_lr / settings.lr
+    return [one for one in [*trunk, *({**one, "lr_scale": scale} for one in own)] if one["params"]]
+
+
+def _classifier(learner: nn.Module) -> set[int]:
+    """Identities of the parameters of the student's classifier."""
+    student: nn.Module = getattr(learner, "student", learner)
+    net: nn.Module = getattr(student, "net", student)
+    return {id(one) for name in classifier_names(net) for one in net.get_submodule(name).parameters()}
 
 
 def _fuse(learner: nn.Module, settings: TrainSettings) -> bool:
@@ -119,7 +149,8 @@ class LearningRate:
     """The learning rate as a pure function of the step, so that nothing of it needs saving.
 
     Linear warm-up counts inside the total and takes at most a fifth of it; then cosine to ``min_lr``, a decay every
-    ``decay_epochs``, or constant. No schedule goes above ``lr``.
+    ``decay_epochs`` or at ``milestones``, or constant. No schedule goes above ``lr``. With ``warmup="before"`` warm-up
+    goes by step, and the schedule begins where it ends instead of running on beneath it.
 
     Args:
         optimizer: its parameter groups are set.
@@ -131,19 +162,26 @@ class LearningRate:
     def __init__(
         self, optimizer: torch.optim.Optimizer, settings: TrainSettings, *, total_steps: int, steps_per_epoch: int
     ) -> None:
-        per_epoch = settings.schedule_per == "epoch"
-        self._steps_per_unit = steps_per_epoch if per_epoch else 1
-        units_per_epoch = 1 if per_epoch else steps_per_epoch
+        before = settings.warmup == "before"
+        self._steps_per_epoch = steps_per_epoch if settings.schedule_per == "epoch" else 1
+        # With warm-up before it, time is counted in steps, and the schedule is asked at the beginnings of epochs alone.
+        self._steps_per_unit = 1 if before else self._steps_per_epoch
+        units_per_epoch = steps_per_epoch // self._steps_per_unit
         total = math.ceil(total_steps / self._steps_per_unit)
+        self._warmup = int(min(round(settings.warmup_epochs * units_per_epoch), total * LARGEST_WARMUP))
         constant = settings.schedule == "constant"
+        decays = settings.schedule if settings.milestones is None else "multistep"
         self._scheduler, _ = create_scheduler_v2(
             optimizer,
-            sched="step" if constant else settings.schedule,
-            num_epochs=total,
-            warmup_epochs=int(min(round(settings.warmup_epochs * units_per_epoch), total * LARGEST_WARMUP)),
+            sched="step" if constant else decays,
+            num_epochs=total - self._warmup if before else total,
+            warmup_epochs=self._warmup,
+            warmup_prefix=before,
             warmup_lr=min(settings.warmup_lr, settings.lr),
             min_lr=min(settings.min_lr, settings.lr),
             decay_epochs=settings.decay_epochs * units_per_epoch,
+            # timm decays one unit before a milestone.
+            decay_milestones=[round(one * units_per_epoch) + 1 for one in settings.milestones or ()],
             decay_rate=1.0 if constant else settings.decay_rate,
             step_on_epochs=True,  # its unit of time is whatever we count in
         )
@@ -151,7 +189,10 @@ class LearningRate:
 
     def set(self, step: int) -> None:
         """Set the rate for the optimiser step that follows ``step`` finished ones."""
-        self._scheduler.step(step // self._steps_per_unit)
+        unit = step // self._steps_per_unit
+        if self._steps_per_unit < self._steps_per_epoch:
+            unit = max(min(unit, self._warmup), unit - step % self._steps_per_epoch)
+        self._scheduler.step(unit)
 
     @property
     def current(self) -> float:

@@ -30,6 +30,7 @@ from crossdistill.data.sampler import num_steps
 from crossdistill.engine import DEFAULT_EPOCHS, check_optimizer, connect, process, total_steps, weights_for
 from crossdistill.errors import InputError
 from crossdistill.models import StagedModel, build
+from crossdistill.models.weights import renew_classifier
 from crossdistill.runs.identity import data_hash
 from crossdistill.runs.objective import build_method, resolve_method
 from crossdistill.runs.stores import check_stored, open_stored, refuse_as_model, store_of
@@ -176,7 +177,7 @@ def model_of(
     given = (modules or {}).get(settings.name)
     if given is None:
         refuse_as_model(settings.name)
-    return build(
+    made = build(
         settings.name if given is None else copy.deepcopy(given),
         num_classes=None if class_names is None else len(class_names),
         image_size=settings.image_size,
@@ -186,6 +187,9 @@ def model_of(
         allow_code=allow_code,
         **settings.args,
     )
+    if settings.new_classifier:
+        renew_classifier(made.net)
+    return made
 
 
 def _teacher(settings: Settings, class_names: tuple[str, ...], modules: Mapping[str, nn.Module]) -> Teacher | None:

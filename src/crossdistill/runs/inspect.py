@@ -59,7 +59,7 @@ def evaluate(
         InputError: a model or data that cannot be read, or whose classes differ.
     """
     check_trained(model)
-    settings = _data_settings(model, data, overrides)
+    settings = data_settings(model, data, overrides)
     splits = open_labelled(settings)
     built = build(
         str(model) if isinstance(model, Path) else model,
@@ -186,7 +186,7 @@ def check_trained(model: str | Path | nn.Module) -> None:
         )
 
 
-def _data_settings(model: str | Path | nn.Module, data: str | None, overrides: Sequence[str]) -> DataSettings:
+def data_settings(model: str | Path | nn.Module, data: str | None, overrides: Sequence[str]) -> DataSettings:
     """The run's settings for its own data; for other data only the share of an image that its model was shown."""
     own = _own_data(model)
     if data is None and own is None:

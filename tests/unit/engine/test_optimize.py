@@ -15,6 +15,8 @@ from crossdistill.engine.copies import MOST_SKIPPED, Copies
 from crossdistill.engine.learner import Learner
 from crossdistill.engine.optimize import LearningRate, build_optimizer, undecayed
 from crossdistill.errors import InputError
+from crossdistill.models import build
+from crossdistill.models.cutter import classifier_names
 from samples.training import Match, SmallNet, settings
 
 
@@ -74,6 +76,73 @@ def test_step_schedule_decays_every_decay_epochs():
 def test_constant_schedule_is_constant_after_warmup():
     found = rates(20, 4, schedule="constant", lr=0.5, warmup_epochs=100, warmup_lr=0.1)
     assert found == pytest.approx([0.1, 0.2, 0.3, 0.4] + [0.5] * 16)
+
+
+def test_warm_up_by_step_before_a_cosine_by_epoch_as_obow_has_it():
+    """The published rates of the ResNet-50 run, of which the specification prints five digits."""
+    found = rates(
+        200 * 10,
+        10,
+        schedule="cosine",
+        schedule_per="epoch",
+        warmup="before",
+        warmup_epochs=10,
+        warmup_lr=0.0,
+        lr=0.03,
+        min_lr=3e-5,
+    )
+    assert found[0] == 0
+    published = {1: 0.003, 5: 0.015, 10: 0.03, 50: 0.02684, 100: 0.016252, 150: 0.004866, 199: 0.000032}
+    for epoch, rate in published.items():
+        assert found[10 * epoch] == pytest.approx(rate, abs=5e-6 if rate > 1e-3 else 5e-7), epoch
+    assert found[5] == pytest.approx(0.0015)  # warm-up goes by step
+    assert found[500:510] == [found[500]] * 10  # the cosine by epoch
+
+
+@given(total=st.integers(5, 60), warmup=st.integers(0, 10))
+def test_a_schedule_after_the_warm_up_is_the_whole_schedule(total, warmup):
+    found = rates(total, 1, schedule="cosine", warmup="before", warmup_epochs=warmup, warmup_lr=0.0, lr=1.0, min_lr=0.0)
+    warmed = math.floor(min(warmup, total / 5))
+    for step, rate in enumerate(found):
+        if step < warmed:
+            assert rate == pytest.approx(step / warmed)
+        else:
+            assert rate == pytest.approx((1 + math.cos(math.pi * (step - warmed) / (total - warmed))) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+def test_milestones(per):
+    found = rates(12, 2, schedule="step", schedule_per=per, milestones=[3, 5], decay_rate=0.2, lr=1.0, warmup_epochs=0)
+    assert found == pytest.approx([1.0] * 6 + [0.2] * 4 + [0.04] * 2)
+
+
+def test_everything_decays_where_that_is_asked_for():
+    learner = Learner(SmallNet(batch_norm=True), Match(), settings(), several=False)
+    optimizer = build_optimizer(learner, settings(decay_all=True, weight_decay=0.3))
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.3
+    assert len(group["params"]) == len(list(learner.parameters()))
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_the_classifier_may_have_a_rate_of_its_own(decay_all):
+    model = build("timm/test_resnet", num_classes=3, image_size=32)
+    learner = Learner(model, Match(), settings(), several=False)
+    given_settings = settings(lr=0.1, classifier_lr=2.0, decay_all=decay_all, schedule="cosine", min_lr=0.0)
+    optimizer = build_optimizer(learner, given_settings)
+    rate = LearningRate(optimizer, given_settings, total_steps=10, steps_per_epoch=1)
+    (head,) = (model.net.get_submodule(name) for name in classifier_names(model.net))
+    heads = {id(parameter) for parameter in head.parameters()}
+    seen = set()
+    for step in (0, 5):
+        rate.set(step)
+        expected = 0.1 * (1 + math.cos(math.pi * step / 10)) / 2
+        assert rate.current == pytest.approx(expected)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                seen.add(id(parameter))
+                assert group["lr"] == pytest.approx((20 if id(parameter) in heads else 1) * expected)
+    assert seen == {id(parameter) for parameter in learner.parameters()}
 
 
 @pytest.mark.parametrize("name", ["test_vit3", "swin_tiny_patch4_window7_224"])

@@ -118,6 +118,7 @@ TEACHER = {
     "name": (("teachers.0.name=timm/test_nfnet",), ()),
     "image_size": (("teachers.0.image_size=32",), ()),
     "init": "where weights come from; they are compared by hash",
+    "new_classifier": "of those weights; they are compared by hash",
     "stages": {"stages": ("stages.0", "stages.1")},
     "args": {"args": {"drop_rate": 0.1}},
     "weight": "in the hash of several, with their weights; see the teachers' tests",
