@@ -91,10 +91,20 @@ def test_the_rate_is_chosen_among_training_images(monkeypatch):
     assert seen[1][1] == [probe.rate]
 
 
-def test_a_rate_at_an_end_of_the_sweep_is_told():
-    probe = linear_probe(blobs(300, spread=2.5), num_classes=3, rates=[0.01, 1e5, 1e6])
-    assert probe.rate == 0.01
-    assert any("at an end of the sweep" in warning for warning in probe.warnings)
+@pytest.mark.parametrize(("best", "is_told"), [(0, True), (1, False), (2, True)])
+def test_a_rate_at_an_end_of_the_sweep_is_told(monkeypatch, best, is_told):
+    """Of three rates only one has learnt anything."""
+    original = room.fit_probes
+
+    def one_learns(embeddings, targets, **how):
+        weights, biases = original(embeddings, targets, **how)
+        learns = torch.arange(len(weights)) == (best if len(weights) > 1 else 0)
+        return weights * learns[:, None, None], biases * learns[:, None]
+
+    monkeypatch.setattr(room, "fit_probes", one_learns)
+    probe = linear_probe(blobs(), num_classes=3, rates=[0.1, 0.2, 0.3])
+    assert probe.rate == [0.1, 0.2, 0.3][best]
+    assert any("at an end of the sweep" in warning for warning in probe.warnings) == is_told
 
 
 def test_one_image_a_class_leaves_the_rate_unchosen():
