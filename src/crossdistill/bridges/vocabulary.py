@@ -102,6 +102,17 @@ class Vocabulary(nn.Module):
         each = kept or (squared_distances(part, self.snapshot) for part in parts)
         return torch.cat([bag_of(distances, scale, self.pool) for distances in each])
 
+    @torch.no_grad()
+    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each location inside the border of maps ``(B, C, H, W)``: squared distance to, and number of, its word.
+
+        ``(B, L)`` each, row by row, by the words as they are now.
+        """
+        features = F.normalize(widen(features), dim=1) if self.cosine else widen(features)
+        parts = chunks(inner(features, self.border), num_words=len(self.words), itemsize=self.words.element_size())
+        looks = [squared_distances(part, self.words).min(dim=2) for part in parts]
+        return torch.cat([look.values for look in looks]), torch.cat([look.indices for look in looks])
+
     def figures(self) -> dict[str, Tensor]:
         """Scalars: the mean distance, and the share of words that some location chose.
 

@@ -67,8 +67,8 @@ def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.
     has such a kernel (Adam, AdamW, SGD and Adagrad, on CPUs as on GPUs; measured in ``benchmarks/parts.py``).
 
     Raises:
-        InputError: a name that timm does not know, an optimiser that this loop cannot drive, or one without a fused
-            kernel where that is asked for.
+        InputError: a name that timm does not know, an optimiser that this loop cannot drive, one without a fused kernel
+            where that is asked for, or a rate for a classifier without weights.
     """
     name = settings.optimizer
     check_optimizer(name)
@@ -95,18 +95,29 @@ def parameter_groups(learner: nn.Module, settings: TrainSettings) -> list[dict[s
         groups = param_groups_weight_decay(learner, weight_decay=settings.weight_decay, no_weight_decay_list=exempt())
     if settings.classifier_lr is None:
         return groups
-    heads = _classifier(learner)
+    heads = _classifier(learner, settings)
     trunk = [{**one, "params": [each for each in one["params"] if id(each) not in heads]} for one in groups]
     own = [{**one, "params": [each for each in one["params"] if id(each) in heads]} for one in groups]
     scale = settings.classifier_lr / settings.lr
     return [one for one in [*trunk, *({**one, "lr_scale": scale} for one in own)] if one["params"]]
 
 
-def _classifier(learner: nn.Module) -> set[int]:
-    """Identities of the parameters of the student's classifier."""
+def _classifier(learner: nn.Module, settings: TrainSettings) -> set[int]:
+    """Identities of the parameters of the student's classifier.
+
+    Raises:
+        InputError: it has none, and a rate for it is asked for.
+    """
     student: nn.Module = getattr(learner, "student", learner)
     net: nn.Module = getattr(student, "net", student)
-    return {id(one) for name in classifier_names(net) for one in net.get_submodule(name).parameters()}
+    found = {id(one) for name in classifier_names(net) for one in net.get_submodule(name).parameters()}
+    if not found:
+        raise InputError(
+            f"train.classifier_lr={settings.classifier_lr:g} for a {type(net).__name__}, whose classifier has no weights",
+            "a network that ends in a layer with weights",
+            "leave train.classifier_lr out",
+        )
+    return found
 
 
 def _fuse(learner: nn.Module, settings: TrainSettings) -> bool:

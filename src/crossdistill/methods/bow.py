@@ -149,16 +149,16 @@ class BagOfWords(Method):
         """``{"bow": loss}``, or one a size of views, such as ``{"bow_160px": …, "bow_96px": …}``."""
         stages = teacher.require_stages()
         targets = {}
-        for place, (number, level) in enumerate(self._numbered()):
+        for place, (number, level) in enumerate(self.numbered()):
             draws = uniform_by_id(batch.sample_id, self.draw_seed + len(self.levels) * self.step + place)
             targets[number] = level.vocabulary.bags(as_map(stages[int(number) - 1], level.stage), draws)
-        weights = {number: level.head(level.vocabulary.snapshot) for number, level in self._numbered()}
+        weights = {number: level.head(level.vocabulary.snapshot) for number, level in self.numbered()}
         groups = _views(student, batch)
         terms = {}
         for name, embedding in groups.items():
             losses = [
                 bow_cross_entropy(level.head.logits(embedding, weights[number]), targets[number])
-                for number, level in self._numbered()
+                for number, level in self.numbered()
             ]
             terms[name] = self.weight * torch.stack(losses).mean()
         self._look(targets, next(iter(groups.values())))
@@ -167,7 +167,7 @@ class BagOfWords(Method):
     def figures(self) -> Mapping[str, Tensor]:
         """Of each level: perplexities, mean distance, share of words used; and how far embeddings are spread."""
         found = dict(self._figures)
-        for number, level in self._numbered():
+        for number, level in self.numbered():
             found |= {f"{name}_level{number}": value for name, value in level.vocabulary.figures().items()}
         return found
 
@@ -179,7 +179,7 @@ class BagOfWords(Method):
                 f"the student's embeddings are nearly the same for all images (spread {figures['embedding_spread']:.3f}"
                 " of at most 1): training has collapsed; lower train.lr, or show the student more or harder views"
             )
-        for number, level in self._numbered():
+        for number, level in self.numbered():
             if int(level.vocabulary.num_written) < len(level.vocabulary.words):
                 continue  # random words are nobody's fault
             together, each = (figures.get(f"perplexity_{one}_level{number}", 0.0) for one in ("batch", "image"))
@@ -212,11 +212,12 @@ class BagOfWords(Method):
             figures |= {f"perplexity_image_level{number}": image, f"perplexity_batch_level{number}": together}
         self._figures = figures
 
-    def _numbered(self) -> list[tuple[str, Level]]:
+    def numbered(self) -> list[tuple[str, Level]]:
+        """The levels by their number, from shallow to deep."""
         return list(self.levels.items())  # type: ignore[arg-type]
 
     def _levels(self) -> list[Level]:
-        return [level for _, level in self._numbered()]
+        return [level for _, level in self.numbered()]
 
 
 def _views(student: Outputs, batch: Batch) -> dict[str, Tensor]:

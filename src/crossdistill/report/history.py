@@ -49,6 +49,15 @@ class History:
             return _means(_curve((event[axis], _total(event)) for event in self.train))
         return _means(_curve((event[axis], event.get("losses", {}).get(term)) for event in self.train))
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what the method showed of itself."""
+        return tuple(dict.fromkeys(name for event in self.train for name in event.get("figures", {})))
+
+    def figure(self, axis: Axis, name: str) -> Curve:
+        """One of these figures; by epoch, the mean of what was logged in it."""
+        return _means(_curve((event[axis], event.get("figures", {}).get(name)) for event in self.train))
+
     def median(self, key: str) -> float | None:
         """Median over the training events of a number such as ``images_per_second``."""
         values = sorted(float(event[key]) for event in self.train if event.get(key) is not None)

@@ -50,10 +50,12 @@ def page_of(title: str, kind: str, facts: Mapping[str, str], panels: Sequence[Pa
 
 
 def title(results: Results) -> str:
-    """What was trained, by whom it was taught, on what."""
+    """What was trained, and by whom it was taught."""
     students = dict.fromkeys(row.name for row in results.rows if row.role != "teacher")
     teachers = dict.fromkeys(row.name for row in results.rows if row.role == "teacher")
-    names = ", ".join(students or teachers) or results.kind
+    names = ", ".join(students or teachers) or results.student or results.kind
+    if results.kind == "pretrain":
+        return f"{names}, pretrained without labels{results.words_of}"
     taught = f" taught by {', '.join(teachers)}" if results.distilled and teachers else ""
     return f"{names}{taught}"
 
@@ -62,7 +64,13 @@ def facts(results: Results) -> dict[str, str]:
     """The strip below the title."""
     data = results.data
     seeds = {run.seed for row in results.rows for run in row.runs if row.role != "teacher"}
-    labelled = "all labelled" if data.num_labelled == data.num_train else f"{grouped(data.num_labelled)} labelled"
+    labelled = (
+        "no label read"
+        if results.kind == "pretrain"
+        else "all labelled"
+        if data.num_labelled == data.num_train
+        else f"{grouped(data.num_labelled)} labelled"
+    )
     return {
         "data": f"{data.source}, {grouped(data.num_classes)} classes",
         "training images": f"{grouped(data.num_train)}, {labelled}",

@@ -28,15 +28,15 @@ def headline(run: Run) -> Panel | None:
         return None
     if not results.distilled:
         row = results.rows[0]
-        return Panel("Result", _paragraph(results.headline or reached(row), "lead"), "headline")
+        return Panel("Result", paragraph(results.headline or reached(row), "lead"), "headline")
     if baseline is None:
         text = "The student was not trained alone here, so whether distillation helped is not known."
-        return Panel("Did distillation help?", _paragraph(results.headline or text, "lead"), "headline")
+        return Panel("Did distillation help?", paragraph(results.headline or text, "lead"), "headline")
     cards = Markup("\n").join(_card(baseline, row) for row in results.distilled)
     sentences = " ".join(_verdict(baseline, row) for row in results.distilled)
-    extra = _paragraph(results.headline, "lead") if results.headline not in (None, sentences) else Markup("")
+    extra = paragraph(results.headline, "lead") if results.headline not in (None, sentences) else Markup("")
     note = "Each method is judged by its own 95 % interval; with several methods, one may pass by chance."
-    caution = _paragraph(note, "note") if len(results.distilled) > 1 else Markup("")
+    caution = paragraph(note, "note") if len(results.distilled) > 1 else Markup("")
     return Panel(
         "Did distillation help?", extra + Markup('<div class="cards">{}</div>').format(cards) + caution, "headline"
     )
@@ -77,7 +77,7 @@ def comparison(run: Run) -> Panel | None:
     if not run.results.rows:
         return None
     wrapper = Markup('<div class="wide" tabindex="0" role="region" aria-label="Comparison table">{}</div>')
-    below = Markup("\n").join(_paragraph(text, "note") for text in notes(run.results))
+    below = Markup("\n").join(paragraph(text, "note") for text in notes(run.results))
     return Panel("Comparison", wrapper.format(html_table(run.results)) + below)
 
 
@@ -89,7 +89,7 @@ def accuracy(run: Run) -> Panel | None:
     figures = _dots(run) + (_accuracy_curves(run, series) if series else Markup(""))
     if not figures:
         return None
-    return Panel("Accuracy", _legend(series) + Markup('<div class="pair">{}</div>').format(figures))
+    return Panel("Accuracy", legend(series) + Markup('<div class="pair">{}</div>').format(figures))
 
 
 def _dots(run: Run) -> Markup:
@@ -104,13 +104,13 @@ def _dots(run: Run) -> Markup:
     label = "Top-1 accuracy of every seed. " + "; ".join(
         f"{row.name}: {', '.join(f'{100 * value:.1f} %' for value in row.values)}" for row in dots
     )
-    return _figure("At the end, one dot per seed, bar at the mean", dot_plot(dots, identifier="dots", label=label))
+    return shown("At the end, one dot per seed, bar at the mean", dot_plot(dots, identifier="dots", label=label))
 
 
 def _accuracy_curves(run: Run, series: list[Series]) -> Markup:
-    label = _describe("Top-1 accuracy", series, percent=True, axis=run.axis)
+    label = describe("Top-1 accuracy", series, percent=True, axis=run.axis)
     svg = line_chart(series, axis=run.axis, percent=True, size=(5.2, 3.1), identifier="accuracy", label=label)
-    return _figure("While training", svg)
+    return shown("While training", svg)
 
 
 @panel(position=50)
@@ -121,17 +121,18 @@ def losses(run: Run) -> Panel | None:
     charts = [(name, series) for name, series in charts if series]
     if not charts:
         return None
-    drawn = Markup("\n").join(_loss_chart(run, index, *chart) for index, chart in enumerate(charts[:_MAX_LOSS_CHARTS]))
+    every = Markup("\n").join(_loss_chart(run, index, *chart) for index, chart in enumerate(charts[:_MAX_LOSS_CHARTS]))
     left = len(charts) - _MAX_LOSS_CHARTS
-    rest = _paragraph(f"{left} more terms are in metrics.jsonl.", "note") if left > 0 else Markup("")
-    legend = _legend(charts[0][1])
-    return Panel("Losses while training", legend + Markup('<div class="charts">{}</div>').format(drawn) + rest)
+    rest = paragraph(f"{left} more terms are in metrics.jsonl.", "note") if left > 0 else Markup("")
+    return Panel(
+        "Losses while training", legend(charts[0][1]) + Markup('<div class="charts">{}</div>').format(every) + rest
+    )
 
 
 def _loss_chart(run: Run, index: int, name: str, series: list[Series]) -> Markup:
-    label = _describe(f"Training loss, {name}", series, percent=False, axis=run.axis)
+    label = describe(f"Training loss, {name}", series, percent=False, axis=run.axis)
     svg = line_chart(series, axis=run.axis, percent=False, size=(3.6, 2.3), identifier=f"loss{index}", label=label)
-    return _figure(name, svg)
+    return shown(name, svg)
 
 
 @panel(position=60)
@@ -202,12 +203,12 @@ def _series(run: Run, term: str | None, *, evaluated: bool = False) -> list[Seri
     series = []
     for (row, histories), colour in zip(run.rows, row_colours(run.results.rows), strict=True):
         every = [history.accuracy(run.axis) if evaluated else history.loss(run.axis, term) for history in histories]
-        series += _drawn(row.label, colour, every)
+        series += drawn(row.label, colour, every)
         for network in dict.fromkeys(name for history in histories for name in history.measured) if evaluated else ():
             curves = [history.accuracy(run.axis, network) for history in histories]
             ends = summarise([curve[-1][1] for curve in curves if curve]).mean
             name = f"{row.label}: {network.replace('_', ' ')} network, {100 * ends:.1f} % at the end"
-            series += _drawn(name, colour + NUM_SERIES_COLOURS, curves)
+            series += drawn(name, colour + NUM_SERIES_COLOURS, curves)
     return series
 
 
@@ -221,13 +222,13 @@ def _teacher_line(run: Run, series: list[Series]) -> list[Series]:
     return [Series(teacher.label, _TEACHER_COLOUR, (line,))]
 
 
-def _drawn(name: str, colour: int, curves: Iterable[Curve]) -> list[Series]:
+def drawn(name: str, colour: int, curves: Iterable[Curve]) -> list[Series]:
     """The series of the curves that have more than a point; none without any."""
-    drawn = tuple(curve for curve in curves if len(curve) > 1)
-    return [Series(name, colour, drawn)] if drawn else []
+    long_enough = tuple(curve for curve in curves if len(curve) > 1)
+    return [Series(name, colour, long_enough)] if long_enough else []
 
 
-def _describe(subject: str, series: list[Series], *, percent: bool, axis: str) -> str:
+def describe(subject: str, series: list[Series], *, percent: bool, axis: str) -> str:
     """A chart in words, for those who do not see it."""
     parts = []
     for one in series:
@@ -237,7 +238,8 @@ def _describe(subject: str, series: list[Series], *, percent: bool, axis: str) -
     return f"{subject} by {axis}: {'; '.join(parts)}."
 
 
-def _legend(series: list[Series]) -> Markup:
+def legend(series: list[Series]) -> Markup:
+    """What each colour of a chart stands for."""
     items = Markup("").join(
         Markup('<li><span class="swatch{}" style="border-color: {}"></span>{}</li>').format(
             " dashed" if is_dashed(one.colour) else "", css_colour(one.colour), one.name
@@ -249,11 +251,13 @@ def _legend(series: list[Series]) -> Markup:
     return Markup('<ul class="legend">{}{}</ul>').format(items, note)
 
 
-def _figure(caption: str, svg: Markup) -> Markup:
+def shown(caption: str, svg: Markup) -> Markup:
+    """A figure with its caption."""
     return Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(caption, svg)
 
 
-def _paragraph(text: str, kind: str) -> Markup:
+def paragraph(text: str, kind: str) -> Markup:
+    """A paragraph of this CSS class."""
     return Markup('<p class="{}">{}</p>').format(kind, text)
 
 

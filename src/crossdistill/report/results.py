@@ -106,6 +106,17 @@ class Results(_Record):
         return tuple(row.model_copy(update={"compared": compared}) for row in rows)
 
     @property
+    def student(self) -> str:
+        """The student by the name that the settings give it; of images without labels no row says so."""
+        return str((self.settings.get("student") or {}).get("name", "")).rpartition("/")[2]
+
+    @property
+    def words_of(self) -> str:
+        """Whose visual words pretraining predicted, where that was not the student's own average."""
+        teacher = self.settings.get("teacher") or {}
+        return f" by predicting the words of {teacher['name']}" if teacher.get("name") else ""
+
+    @property
     def baseline(self) -> Row | None:
         """The student trained without a teacher."""
         return next((row for row in self.rows if row.role == "student_alone"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,17 +35,22 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder.
+    """Read a run folder; where several rows are of the same single runs, the first of them has their histories.
 
     Raises:
         InputError: no ``results.json`` there, or one that is damaged.
     """
     results = read_results(folder)
-    histories = tuple(
-        tuple(read_history(folder / run.folder) if run.folder is not None else History() for run in row.runs)
-        for row in results.rows
-    )
-    return Run(folder, results, _settings(folder, results), histories)
+    histories, read = [], set[str]()
+    for row in results.rows:
+        fresh = {run.folder for run in row.runs if run.folder is not None} - read
+        histories.append(tuple(_history(folder, run.folder, fresh) for run in row.runs))
+        read |= fresh
+    return Run(folder, results, _settings(folder, results), tuple(histories))
+
+
+def _history(folder: Path, run: str | None, fresh: Collection[str]) -> History:
+    return read_history(folder / run) if run is not None and run in fresh else History()
 
 
 def _settings(folder: Path, results: Results) -> str:

@@ -45,6 +45,8 @@ def comparison(results: Results | Mapping[str, Any]) -> Grid:
             for row in results.rows
         ],
     }
+    if all(row.role == "pretrained" for row in results.rows):  # nothing is compared, and no label was read
+        columns = {name: cells for name, cells in columns.items() if name not in ("Gain (points)", "Labels seen")}
     data = results.data
     caption = (
         f"Accuracy on the {data.evaluation_split} split of {data.source} ({grouped(data.num_evaluation)} images): "

@@ -26,14 +26,13 @@ from crossdistill.errors import InputError
 from crossdistill.models import StagedModel
 from crossdistill.models.cutter import classifier_names
 from crossdistill.models.weights import renew_classifier
-from crossdistill.registry import METHODS
 from crossdistill.runs.compose import METHOD_SEED_OFFSET, data_seed, model_of
 from crossdistill.runs.identity import data_hash
 from crossdistill.runs.inspect import check_trained
-from crossdistill.runs.objective import build_method, resolve_method
+from crossdistill.runs.objective import build_method
 from crossdistill.selfsup.exam import NeighbourExam
 from crossdistill.selfsup.settings import PretrainSettings
-from crossdistill.settings import MethodSettings, ViewSettings
+from crossdistill.settings import ViewSettings
 from crossdistill.teachers import FrozenTeacher, MovingAverageTeacher
 
 PATCH, PATCH_BASE = 96, 256
@@ -79,14 +78,13 @@ def compose(settings: PretrainSettings, modules: Mapping[str, nn.Module] | None 
     """Build the parts of a run.
 
     Args:
-        settings: the run's settings; they may leave choices open (``None``), which the parts then hold.
+        settings: of :func:`~crossdistill.selfsup.settings.load_settings`; what they leave open the parts then hold.
         modules: networks given as objects instead of names, by the name that the settings use for them.
 
     Raises:
         InputError: parts that do not exist or do not fit together.
     """
-    _check_pretrains(settings.method.name)
-    name, options = resolve_method(settings.method.name, settings.method.options)
+    name, options = settings.method.name, settings.method.options
     check_optimizer(settings.train.optimizer)
     splits = _images(settings)
     torch.manual_seed(settings.seed)
@@ -100,21 +98,10 @@ def compose(settings: PretrainSettings, modules: Mapping[str, nn.Module] | None 
     seed = data_seed(settings.data, settings.seed)
     ids = select_training(splits.train.targets, settings.data, seed, False, splits.class_names).train_ids
     loader = _train_loader(settings, splits, student, teacher, views, ids, seed)
-    resolved = _resolved(settings, MethodSettings(name=name, **options), student, views)
+    resolved = _resolved(settings, student, views)
     parts = Parts(resolved, splits, student, teacher, method, loader, _exam(settings, splits, teacher, student, ids))
     parts.warnings.extend(_warnings(parts))
     return parts
-
-
-def _check_pretrains(name: str) -> None:
-    value: type[Method] = METHODS.get(name).value
-    if not value.takes_views:
-        able = ", ".join(record.name for record in METHODS if record.value.takes_views)
-        raise InputError(
-            f"method {name!r}, which compares one view of the student with a teacher's answer to it",
-            f"a method that pretrains: {able}",
-            "choose it, or use `crossdistill distill`",
-        )
 
 
 def _images(settings: PretrainSettings) -> Splits:
@@ -246,15 +233,12 @@ def _exam(
     )
 
 
-def _resolved(
-    settings: PretrainSettings, method: MethodSettings, student: StagedModel, views: ViewSettings
-) -> PretrainSettings:
+def _resolved(settings: PretrainSettings, student: StagedModel, views: ViewSettings) -> PretrainSettings:
     """The settings with the choices that were left open."""
     epochs = settings.train.epochs or (DEFAULT_EPOCHS if settings.train.steps is None else None)
     return settings.model_copy(
         update={
             "student": settings.student.model_copy(update={"image_size": _side(student)}),
-            "method": method,
             "views": views,
             "train": settings.train.model_copy(update={"epochs": epochs}),
         }

@@ -46,13 +46,22 @@ class Features:
 
 
 @torch.no_grad()
-def extract(network: nn.Module, loader: Iterable[Batch], accelerator: Accelerator) -> Features:
+def extract(
+    network: nn.Module,
+    loader: Iterable[Batch],
+    accelerator: Accelerator,
+    *,
+    view: str = STUDENT_VIEW,
+    flip: bool = False,
+) -> Features:
     """One pass in eval mode; several processes bring their shares together, each image once.
 
     Args:
         network: ``images -> Outputs``; it is moved to the device, and its modules get their modes back.
         loader: this process's share of the images, without random changes.
         accelerator: device and precision.
+        view: which images of a batch the network sees.
+        flip: show it their mirror images.
 
     Raises:
         InputError: no image, or an embedding that is not finite.
@@ -61,9 +70,9 @@ def extract(network: nn.Module, loader: Iterable[Batch], accelerator: Accelerato
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     with eval_mode(network):
         for batch in loader:
-            images = batch.images[STUDENT_VIEW].to(accelerator.device, non_blocking=True)
+            images = batch.images[view].to(accelerator.device, non_blocking=True)
             with accelerator.autocast():
-                embedding = network(images).require("embedding")
+                embedding = network(images.flip(-1) if flip else images).require("embedding")
             found.append((embedding.float().cpu(), batch.target.cpu(), batch.sample_id.cpu()))
     parts = [part for share in from_all(found) for part in share]
     if not parts:

@@ -35,7 +35,9 @@ class Episodes:
 
 
 def few_shot_accuracy(features: Features, classes: Collection[int], episodes: Episodes) -> dict[str, Any]:
-    """Mean accuracy over episodes with its 95 % interval, and how many there were.
+    """Mean accuracy over episodes with the half of its 95 % interval, and of how many classes they were drawn.
+
+    Classes with fewer images than an episode takes are left out, which ``num_classes`` tells.
 
     In each episode a class is the direction of the mean of its examples' directions, and a question gets the class
     whose direction is nearest to its own. Episode e draws classes and images by (seed, e) alone.
@@ -46,7 +48,7 @@ def few_shot_accuracy(features: Features, classes: Collection[int], episodes: Ep
         episodes: their form and number.
 
     Raises:
-        InputError: too few classes, or too few images in one of them.
+        InputError: fewer classes with enough images than ways.
 
     Source: Gidaris et al. 2021, arXiv 2012.11552, section 4.1, in the form of the released code.
     """
@@ -61,7 +63,8 @@ def few_shot_accuracy(features: Features, classes: Collection[int], episodes: Ep
         answers = (questions @ means.T).argmax(dim=2)
         found.append((answers == torch.arange(len(chosen))[:, None]).double().mean().item())
     mean, half = float(np.mean(found)), _half_interval(found)
-    return {"accuracy": mean, "interval": half, "episodes": len(found), "ways": episodes.ways, "shots": episodes.shots}
+    how = {"ways": episodes.ways, "shots": episodes.shots, "queries": episodes.queries, "episodes": len(found)}
+    return {"accuracy": mean, "interval": half, "num_classes": len(members), **how}
 
 
 def _members(features: Features, classes: Collection[int], episodes: Episodes) -> list[np.ndarray[Any, Any]]:

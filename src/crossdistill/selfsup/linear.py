@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crossdistill.data.philox import Purpose, random_order
+from crossdistill.engine.evaluate import eval_mode
 from crossdistill.errors import InputError
 from crossdistill.models import StagedModel
 from crossdistill.models.cutter import classifier_names
@@ -170,10 +171,10 @@ def install_probe(model: StagedModel, probe: LinearProbe) -> bool:
 
 def _answers_as(model: StagedModel, probe: LinearProbe) -> bool:
     """Whether logits of some random images are what the probe says of their embeddings."""
-    spec, training = model.spec, model.training
+    spec = model.spec
     images = torch.randn(2, spec.input.num_channels, *spec.input.image_size, generator=torch.Generator().manual_seed(0))
     device = next(model.parameters()).device
-    outputs = model.eval()(images.to(device))
-    model.train(training)
+    with eval_mode(model):
+        outputs = model(images.to(device))
     expected = outputs.require("embedding") @ probe.weight.to(device).T + probe.bias.to(device)
     return torch.allclose(outputs.require("logits"), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

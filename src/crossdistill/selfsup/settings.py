@@ -7,6 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from crossdistill.contracts import Method
+from crossdistill.errors import InputError
+from crossdistill.registry import METHODS
+from crossdistill.runs.objective import resolve_method
 from crossdistill.settings import (
     DataSettings,
     MethodSettings,
@@ -70,11 +74,25 @@ class PretrainSettings(Strict):
 
 
 def load_settings(tree: dict[str, Any], overrides: Iterable[str] = ()) -> PretrainSettings:
-    """Validate a tree after applying ``key=value`` overrides; what it leaves out of the loop is as published.
+    """Validate a tree after ``key=value`` overrides; the loop is as published, and a method's options are all there.
 
     Raises:
-        InputError: an unknown key (with the nearest one), a wrong type, a missing value.
+        InputError: an unknown key (with the nearest one), a wrong type, a missing value, a method that cannot pretrain.
     """
     defaults: dict[str, dict[str, Any]] = {"train": TRAIN_DEFAULTS, "method": {"name": METHOD}}
     tree = {**tree, **{key: {**default, **tree.get(key, {})} for key, default in defaults.items()}}
-    return validate(PretrainSettings, overridden(tree, overrides))
+    settings = validate(PretrainSettings, overridden(tree, overrides))
+    _check_pretrains(settings.method.name)
+    name, options = resolve_method(settings.method.name, settings.method.options)
+    return settings.model_copy(update={"method": MethodSettings(name=name, **options)})
+
+
+def _check_pretrains(name: str) -> None:
+    value: type[Method] = METHODS.get(name).value
+    if not value.takes_views:
+        able = ", ".join(record.name for record in METHODS if record.value.takes_views)
+        raise InputError(
+            f"method {name!r}, which compares one view of the student with a teacher's answer to it",
+            f"a method that pretrains: {able}",
+            "choose it, or use `crossdistill distill`",
+        )

@@ -95,7 +95,7 @@ def test_refusals(data, overrides, words):
 def test_a_vocabulary_smaller_than_a_batch_is_told_and_works(data):
     parts, _ = train(settings_of(data, "method.num_words=5"), examine=False, max_steps=2)
     assert any("a vocabulary of 5 words and 16 images a step" in warning for warning in parts.warnings)
-    assert all(level.vocabulary.is_full for _, level in parts.method._numbered())
+    assert all(level.vocabulary.is_full for _, level in parts.method.numbered())
 
 
 def test_images_without_labels(tmp_path):
