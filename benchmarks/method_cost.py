@@ -21,7 +21,7 @@ from timing import MIB, Row, interval, made, peak_bytes, seconds, write
 from torch import nn
 
 from crossdistill import build
-from crossdistill.contracts import Batch, Method
+from crossdistill.contracts import Batch, Method, Moment
 from crossdistill.engine.learner import Learner
 from crossdistill.registry import METHODS
 from crossdistill.report.table import markdown
@@ -70,6 +70,7 @@ class Pair:
         optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-4)
 
         def run() -> object:
+            method.begin_step(Moment(0, 1))
             signals = teacher.signals(self.batch) if method.needs else None
             losses = learner(self.batch, signals)
             torch.stack(list(losses.values())).sum().backward()
@@ -109,11 +110,12 @@ def measure(pair: Pair, name: str, rounds: int) -> Row:
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Every pair and method, printed as they come."""
     device = torch.device(options.device)
-    command = f"python benchmarks/method_cost.py --device {options.device} --threads {options.threads}"
+    only = f" --methods {' '.join(options.methods)}" if options.methods else ""
+    command = f"python benchmarks/method_cost.py --device {options.device} --threads {options.threads}{only}"
     place = made(command, device)
     for teacher, student in PAIRS:
         pair = Pair(teacher, student, device)
-        for name in [record.name for record in METHODS]:
+        for name in options.methods or [record.name for record in METHODS]:
             row = measure(pair, name, options.rounds or ROUNDS[device.type])
             print(f"{teacher} -> {student}: {name} {row['ratio']:.2f} of {REFERENCE}", flush=True)
             yield row | place
@@ -125,6 +127,7 @@ def main() -> None:
     parser.add_argument("--device", choices=tuple(BATCH_SIZE), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS['cpu']} on a CPU, {ROUNDS['cuda']} on a GPU")
+    parser.add_argument("--methods", nargs="+", help="only these; default: all")
     parser.add_argument("--out", type=Path, default=Path("results/speed/methods.csv"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

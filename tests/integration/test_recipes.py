@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crossdistill import selfsup
+from crossdistill.errors import InputError
 from crossdistill.registry import METHODS
-from crossdistill.runs import execute, list_recipes, read_recipe
+from crossdistill.runs import execute, list_recipes, read_recipe, recipe_kind
 from crossdistill.runs.compose import compose
 
 ALL = [recipe["name"] for recipe in list_recipes()]
-NAMES = [name for name in ALL if name.split("/")[0] in ("cifar100", "imagenet")]
+PRETRAINING = [name for name in ALL if recipe_kind(name) == "pretrain"]
+NAMES = [name for name in ALL if name.split("/")[0] in ("cifar100", "imagenet") and name not in PRETRAINING]
 PILOT = [name for name in ALL if name.startswith("pilot/")]
 
 
@@ -40,6 +43,26 @@ def test_a_recipe_trains_small_networks(name, images, tmp_path):
     student = next(row for row in results["rows"] if row["role"] != "teacher")
     assert 0 <= student["top1_mean"] <= 1
     assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_a_recipe_of_pretraining_trains_small_networks(name, images, tmp_path):
+    small = ["student.name=timm/test_resnet", "student.image_size=32", "student.args={output_stride: 8}"]
+    small += ["student.stages=[layer1, layer2, layer3, layer4]", "method.num_words=16", "method.border=null"]
+    small += [f"data.source=folder:{images}", "data.label_column=null", "data.limit_train=null", "data.workers=0"]
+    small += [
+        "views.crop_size=24",
+        "views.patch_size=12",
+        "views.patch_base=40",
+        "train.batch_size=4",
+        "train.epochs=2",
+    ]
+    settings, seeds = selfsup.read_recipe(name, [*small, "train.eval_every=1", "device=cpu"])
+    results = selfsup.execute(settings, tmp_path / "run", seeds=seeds, quiet=True)
+    assert {row["role"] for row in results["rows"]} == {"pretrained"}
+    assert (tmp_path / "run" / "report.html").exists()
+    with pytest.raises(InputError, match="one of pretraining"):
+        read_recipe(name)
 
 
 def trains_a_teacher(name):

@@ -54,6 +54,12 @@ def read_recipe(name: str, overrides: Iterable[str] = ()) -> Plan:
         InputError: an unknown recipe or key, a file that is no recipe, or seeds that are none.
     """
     tree = recipe_tree(name)
+    if recipe_kind(name) != "run":
+        raise InputError(
+            f"recipe {name!r}, which is one of pretraining without labels",
+            "a recipe of training or distillation",
+            f"run it with `crossdistill recipes run {name} --out RUN`, or read it with selfsup.read_recipe",
+        )
     settings = {key: value for key, value in tree.items() if key not in _PLAN_KEYS}
     seeds = check_seeds(tree["seeds"]) if "seeds" in tree else (settings.pop("seed", 0),)
     return make_plan(settings, overrides, seeds=seeds, baseline=bool(tree.get("baseline", False)))

@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from crossdistill.errors import InputError
-from crossdistill.runs import copy_recipe, list_recipes, make_plan, read_recipe, recipe_path
+from crossdistill.runs import copy_recipe, list_recipes, make_plan, read_recipe, recipe_kind, recipe_path
 from crossdistill.runs.folder import RunFolder
 
-NAMES = [recipe["name"] for recipe in list_recipes()]
+NAMES = [recipe["name"] for recipe in list_recipes() if recipe_kind(recipe["name"]) == "run"]
 MOST_LINES = 25
 
 
