@@ -60,7 +60,7 @@ def settings_of(data: Path, *overrides: str, model: str = "timm/test_resnet", im
     )
 
 
-def train(settings, *, out=None, reporter=None, max_steps=None, examine=True, modules=None):
+def train(settings, *, out=None, reporter=None, max_steps=None, examine=True, modules=None, device="cpu"):
     """Build and train; the parts and the result."""
     parts = compose(settings, modules)
     result = fit(
@@ -71,7 +71,7 @@ def train(settings, *, out=None, reporter=None, max_steps=None, examine=True, mo
         parts.exam if examine else None,
         settings=parts.settings.train,
         seed=settings.seed,
-        device="cpu",
+        device=device,
         out=out,
         reporter=reporter or Quiet(),
         max_steps=max_steps,

@@ -6,6 +6,7 @@ import itertools
 
 import torch
 from accelerate import Accelerator
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
 from crossdistill.contracts import Follower, Method, Teacher
@@ -42,6 +43,8 @@ def hold(
     learner = build_learner(student, method, loader, settings, accelerator)
     if isinstance(teacher, nn.Module):
         teacher.to(accelerator.device)
+        if isinstance(teacher, Follower) and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            convert_sync_batchnorm(teacher).train()  # as the student, by the statistics of all processes
         if settings.channels_last:
             to_channels_last(teacher)
     if sharded:
