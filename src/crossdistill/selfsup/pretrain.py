@@ -218,15 +218,16 @@ def _conclude(parts: Parts, accelerator: Accelerator) -> tuple[StagedModel, list
     candidates = {"student": parts.student}
     if parts.follows:
         candidates["teacher"] = parts.teacher.model  # type: ignore[assignment]
-    kept = candidates.get(settings.keep, parts.student)
+    keep = settings.keep if settings.keep in candidates else "student"  # a given teacher is kept where it is
+    kept = candidates[keep]
     if parts.exam is None:
         return kept, [], {"metrics": {}, "num_evaluation": 0}
     measured = {role: _measure(parts, network, accelerator) for role, network in candidates.items()}
     whole = copy.deepcopy(kept)
     if recalibrate(whole, parts.exam.bank, accelerator):
         measured["recalibrated"] = _measure(parts, whole, accelerator)
-    chosen = measured["recalibrated" if settings.recalibrate and "recalibrated" in measured else settings.keep]
-    rows = [_row(parts, one, _said(role, settings.keep)) for role, one in measured.items()]
+    chosen = measured["recalibrated" if settings.recalibrate and "recalibrated" in measured else keep]
+    rows = [_row(parts, one, _said(role, keep)) for role, one in measured.items()]
     metrics = {"knn_top1": chosen.top1}
     if settings.linear:
         probe, accuracy = _probe(parts, chosen)

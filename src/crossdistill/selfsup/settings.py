@@ -12,6 +12,7 @@ from crossdistill.errors import InputError
 from crossdistill.registry import METHODS
 from crossdistill.runs.objective import resolve_method
 from crossdistill.settings import (
+    AugmentSettings,
     DataSettings,
     MethodSettings,
     ModelSettings,
@@ -83,6 +84,7 @@ def load_settings(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Pretra
     tree = {**tree, **{key: {**default, **tree.get(key, {})} for key, default in defaults.items()}}
     settings = validate(PretrainSettings, overridden(tree, overrides))
     _check_pretrains(settings.method.name)
+    _check_label_free(settings)
     name, options = resolve_method(settings.method.name, settings.method.options)
     return settings.model_copy(update={"method": MethodSettings(name=name, **options)})
 
@@ -95,4 +97,24 @@ def _check_pretrains(name: str) -> None:
             f"method {name!r}, which compares one view of the student with a teacher's answer to it",
             f"a method that pretrains: {able}",
             "choose it, or use `crossdistill distill`",
+        )
+
+
+def _check_label_free(settings: PretrainSettings) -> None:
+    """Refuse settings that want labels, or that have no part in pretraining and would go unheard."""
+    train, data = settings.train, settings.data
+    wanted = {
+        f"train.cross_entropy_weight={train.cross_entropy_weight:g}": train.cross_entropy_weight > 0,
+        f"train.select={train.select}": train.select != "last",
+        "train.class_weights": train.class_weights is not None,
+        f"data.labels_per_class={data.labels_per_class}": data.labels_per_class is not None,
+        f"data.sampling={data.sampling}": data.sampling != "shuffled",
+        "data.augment": data.augment != AugmentSettings(),
+    }
+    asked = [name for name, is_asked in wanted.items() if is_asked]
+    if asked:
+        raise InputError(
+            f"{', '.join(asked)} for pretraining, which reads no label and reports its last epoch",
+            "settings of pretraining: views are set by views.KEY=VALUE",
+            "leave these out, or use `crossdistill train`",
         )

@@ -76,6 +76,11 @@ def test_a_given_teacher_of_another_family_stays_as_it_is(data):
     [
         (("method.name=kd",), "a method that pretrains: bow"),
         (("method.levels=[5]",), "numbers from 1 to 4"),
+        (("train.select=best",), "reports its last epoch"),
+        (("train.cross_entropy_weight=1",), "reads no label"),
+        (("data.labels_per_class=2",), "reads no label"),
+        (("data.augment.flip=0.1",), "views are set by views.KEY=VALUE"),
+        (("train.schedule=cosin",), "train.schedule"),
         (("method.border=3",), "whose map has 2x2 locations"),
         (("method.words=9",), "num_words"),
         (("views.crops=0", "views.patches=0"), "a view for the student"),
