@@ -55,6 +55,16 @@ def ratio(name: str, digits: int = 2) -> Cell:
     return cell
 
 
+def percent(name: str) -> Cell:
+    """A share in percent."""
+    return lambda row: f"{100 * float(row[name]):.1f} %" if row[name] else "–"
+
+
+def spread(name: str) -> Cell:
+    """A mean over seeds in percent, with its standard deviation."""
+    return lambda row: f"{100 * float(row[f'{name}_mean']):.1f} ± {100 * float(row[f'{name}_sd'] or 0):.1f} %"
+
+
 def pair(row: Row) -> str:
     """Teacher and student, without what their names say of patches and sizes."""
     return " → ".join(row[one].partition("_patch")[0].removesuffix("_224") for one in ("teacher", "student"))
@@ -175,6 +185,35 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
             "First": field("first"),
             "Second": field("second"),
             "Second / first": ratio("ratio"),
+        },
+    ),
+    "pretraining": (
+        "selfsup/cifar100-coarse.csv",
+        {
+            "Arm": field("arm"),
+            "Student": field("student"),
+            "Epochs": field("epochs"),
+            "k-NN": spread("knn"),
+            "Linear probe": spread("linear"),
+            "k-NN of the averaged teacher": percent("teacher_knn_mean"),
+            "Its own classifier": percent("classifier_mean"),
+            "Images/s": field("images_per_second"),
+        },
+    ),
+    "pretraining-step": (
+        "speed/pretraining.csv",
+        {
+            "Network": field("model"),
+            "Views": field("views"),
+            "Words": field("num_words"),
+            "Batch": field("batch_size"),
+            "Step, ms": number("step_ms", 0),
+            "Plain passes, ms": number("plain_ms", 0),
+            "Step / plain": ratio("ratio"),
+            "Goal": lambda row: f"{row['goal']}: {row['met']}" if row["goal"] else "–",
+            "Of operations": number("flops_ratio", 2),
+            "Step, MiB": number("step_mib", 0),
+            "Plain, MiB": number("plain_mib", 0),
         },
     ),
     "startup": (
