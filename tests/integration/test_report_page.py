@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from crossdistill.report import write_report
+from crossdistill.selfsup import pretrain
+from samples.pretraining import QUICK, textures
 from samples.run_folder import sample_results, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -33,18 +35,27 @@ def report(tmp_path_factory):
     return write_report(write_run(tmp_path_factory.mktemp("run"), results))
 
 
+@pytest.fixture(scope="module")
+def pretrained_report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    data = textures(folder / "images")
+    options = ["student.image_size=32", *QUICK]
+    pretrain("timm/test_resnet", f"folder:{data}", folder / "run", overrides=options, quiet=True)
+    return folder / "run" / "report.html"
+
+
 @pytest.fixture
 def opened(browser, report):
-    """Opens the report; everything it says, asks for or pops up is collected in ``noise``."""
+    """Opens a report; everything it says, asks for or pops up is collected in ``noise``."""
     pages = []
 
-    def open_(width=1200, scheme="light"):
+    def open_(width=1200, scheme="light", report=report):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.noise = []
         page.on("console", lambda message: page.noise.append(message.text))
         page.on("pageerror", lambda error: page.noise.append(str(error)))
         page.on("dialog", lambda dialog: (page.noise.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: page.noise.append(request.url) if request.url != report.as_uri() else None)
+        page.on("request", lambda request: None if is_own(request.url, report) else page.noise.append(request.url))
         page.goto(report.as_uri())
         pages.append(page)
         return page
@@ -52,6 +63,10 @@ def opened(browser, report):
     yield open_
     for page in pages:
         page.close()
+
+
+def is_own(url, report):
+    return url == report.as_uri() or url.startswith("data:image/png;base64,")
 
 
 def picture(page):
@@ -104,3 +119,28 @@ def test_all_of_it_prints(opened):
     settings = page.locator("pre.tall")
     assert settings.evaluate("box => box.scrollHeight <= box.clientHeight + 1")
     assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_pretraining_run_shows_its_words(opened, pretrained_report, width, scheme):
+    page = opened(width, scheme, pretrained_report)
+    assert page.noise == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    mosaics = page.locator("img.words")
+    assert mosaics.count() == 2
+    for index in range(2):
+        assert mosaics.nth(index).evaluate("image => image.complete && image.naturalWidth > 200")
+        box = mosaics.nth(index).bounding_box()
+        assert box["width"] == pytest.approx(mosaics.nth(index).evaluate("image => image.naturalWidth"), abs=3)
+        image = Image.open(io.BytesIO(page.locator("figure:has(img.words)").nth(index).screenshot())).convert("RGB")
+        assert len(image.getcolors(2**24)) > 100, "patches of many colours"
+    assert page.get_by_role("heading", name="Is there something to predict?").is_visible()
+    assert page.get_by_text("perplexity, level 4").is_visible()
+    assert page.get_by_role("img", name="Patches nearest to the most used words of level 4").count() == 1
+
+
+def test_a_pretraining_table_fits_beside_its_long_names(opened, pretrained_report):
+    page = opened(1200, "light", pretrained_report)
+    assert page.locator(".wide:has(table)").evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert page.get_by_role("rowheader", name="Pretrained, linear probe").count() == 1

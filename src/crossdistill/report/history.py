@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from crossdistill.engine.log import METRICS
+
 Axis = Literal["epoch", "step"]
 Curve = tuple[tuple[float, float], ...]
 """Points (x, y) of one run, by growing x."""
@@ -67,7 +69,7 @@ class History:
 def read_history(folder: Path) -> History:
     """The events of a run folder; none where it logged none. Lines cut short by a crash are passed over."""
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return History()
     events = [event for line in lines if (event := _parse(line)) is not None]

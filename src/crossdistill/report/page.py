@@ -64,20 +64,22 @@ def facts(results: Results) -> dict[str, str]:
     """The strip below the title."""
     data = results.data
     seeds = {run.seed for row in results.rows for run in row.runs if row.role != "teacher"}
-    labelled = (
-        "no label read"
-        if results.kind == "pretrain"
-        else "all labelled"
-        if data.num_labelled == data.num_train
-        else f"{grouped(data.num_labelled)} labelled"
-    )
+    classes = f"{grouped(data.num_classes)} classes" if data.num_classes else "no classes"
+    evaluated = f"{grouped(data.num_evaluation)} images ({data.evaluation_split})" if data.num_evaluation else "nothing"
     return {
-        "data": f"{data.source}, {grouped(data.num_classes)} classes",
-        "training images": f"{grouped(data.num_train)}, {labelled}",
-        "evaluated on": f"{grouped(data.num_evaluation)} images ({data.evaluation_split})",
+        "data": f"{data.source}, {classes}",
+        "training images": f"{grouped(data.num_train)}, {_labelled(results)}",
+        "evaluated on": evaluated,
         **({"seeds": ", ".join(map(str, sorted(seeds)))} if seeds else {}),
         **({"time": duration(results.seconds)} if results.seconds else {}),
     }
+
+
+def _labelled(results: Results) -> str:
+    data = results.data
+    if results.kind == "pretrain":
+        return "no label read"
+    return "all labelled" if data.num_labelled == data.num_train else f"{grouped(data.num_labelled)} labelled"
 
 
 def duration(seconds: float) -> str:

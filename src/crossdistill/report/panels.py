@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from crossdistill.analysis.compare import difference, points, summarise, verdict
 from crossdistill.report.figures import NUM_SERIES_COLOURS, Dots, Series, css_colour, dot_plot, is_dashed, line_chart
-from crossdistill.report.history import Curve
+from crossdistill.report.history import Curve, History
 from crossdistill.report.notes import notes
 from crossdistill.report.panel import Panel, panel
 from crossdistill.report.results import Row
@@ -44,9 +45,19 @@ def headline(run: Run) -> Panel | None:
 
 def reached(row: Row) -> str:
     """One sentence on a single model."""
+    if row.role == "pretrained":
+        return f"Learnt without labels, {row.name} reaches {accuracy_of(row)} by {row.method} ({_seeds(row)})."
+    return f"{row.name} reached {accuracy_of(row)} top-1 accuracy ({_seeds(row)})."
+
+
+def accuracy_of(row: Row) -> str:
+    """The mean over seeds."""
+    return f"{100 * row.top1_mean:.1f} %"
+
+
+def _seeds(row: Row) -> str:
     spread = f", standard deviation {100 * row.top1_sd:.1f}" if row.top1_sd is not None else ""
-    seeds = f"mean of {len(row.runs)} seeds{spread}" if len(row.runs) > 1 else "one seed: no spread is known"
-    return f"{row.name} reached {100 * row.top1_mean:.1f} % top-1 accuracy ({seeds})."
+    return f"mean of {len(row.runs)} seeds{spread}" if len(row.runs) > 1 else "one seed: no spread is known"
 
 
 def _verdict(baseline: Row, row: Row) -> str:
@@ -84,7 +95,7 @@ def comparison(run: Run) -> Panel | None:
 @panel(position=40)
 def accuracy(run: Run) -> Panel | None:
     """Every seed's accuracy as a dot, and the accuracy while training as curves."""
-    series = _series(run, None, evaluated=True)
+    series = _accuracies(run)
     series += _teacher_line(run, series)
     figures = _dots(run) + (_accuracy_curves(run, series) if series else Markup(""))
     if not figures:
@@ -116,8 +127,8 @@ def _accuracy_curves(run: Run, series: list[Series]) -> Markup:
 @panel(position=50)
 def losses(run: Run) -> Panel | None:
     """Training losses: the total, then each term on its own scale, since their sizes differ."""
-    terms = dict.fromkeys(term for _, histories in run.rows for history in histories for term in history.terms)
-    charts = [(name, _series(run, term)) for name, term in [("total", None), *((term, term) for term in terms)]]
+    terms = dict.fromkeys(term for one in trainings(run) for history in one.histories for term in history.terms)
+    charts = [(name, _losses(run, term)) for name, term in [("total", None), *((term, term) for term in terms)]]
     charts = [(name, series) for name, series in charts if series]
     if not charts:
         return None
@@ -139,10 +150,10 @@ def _loss_chart(run: Run, index: int, name: str, series: list[Series]) -> Markup
 def speed(run: Run) -> Panel | None:
     """Training speed and the share of time spent waiting for data."""
     facts = {
-        row.label: f"{rate:.0f} images/s, {100 * (waiting or 0):.0f} % waiting for data"
-        for row, histories in run.rows
-        if (rate := _median(history.median("images_per_second") for history in histories)) is not None
-        for waiting in [_median(history.median("data_wait_share") for history in histories)]
+        one.name: f"{rate:.0f} images/s, {100 * (waiting or 0):.0f} % waiting for data"
+        for one in trainings(run)
+        if (rate := _median(history.median("images_per_second") for history in one.histories)) is not None
+        for waiting in [_median(history.median("data_wait_share") for history in one.histories)]
     }
     return Panel("Training speed", _definitions(facts)) if facts else None
 
@@ -199,12 +210,39 @@ def row_colours(rows: Iterable[Row]) -> list[int]:
     return colours
 
 
-def _series(run: Run, term: str | None, *, evaluated: bool = False) -> list[Series]:
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What is drawn in one colour of what was logged: the runs of one network, one history a seed."""
+
+    name: str
+    colour: int
+    histories: tuple[History, ...]
+
+
+def trainings(run: Run) -> list[Training]:
+    """What was trained, whether its accuracy was measured, in several ways, or not at all."""
+    if not run.results.rows:
+        return [Training("Trained", 0, run.unmeasured)]
+    colours = row_colours(run.results.rows)
+    every = [Training(row.training, colour, own) for (row, own), colour in zip(run.rows, colours, strict=True)]
+    return [one for one in every if any(history.train for history in one.histories)]
+
+
+def _losses(run: Run, term: str | None) -> list[Series]:
+    """The curves of a loss, or of the total, of all that was trained."""
+    return [
+        series
+        for one in trainings(run)
+        for series in drawn(one.name, one.colour, [history.loss(run.axis, term) for history in one.histories])
+    ]
+
+
+def _accuracies(run: Run) -> list[Series]:
+    """The curves of accuracy, of students and of networks that a method had measured beside them."""
     series = []
     for (row, histories), colour in zip(run.rows, row_colours(run.results.rows), strict=True):
-        every = [history.accuracy(run.axis) if evaluated else history.loss(run.axis, term) for history in histories]
-        series += drawn(row.label, colour, every)
-        for network in dict.fromkeys(name for history in histories for name in history.measured) if evaluated else ():
+        series += drawn(row.label, colour, [history.accuracy(run.axis) for history in histories])
+        for network in dict.fromkeys(name for history in histories for name in history.measured):
             curves = [history.accuracy(run.axis, network) for history in histories]
             ends = summarise([curve[-1][1] for curve in curves if curve]).mean
             name = f"{row.label}: {network.replace('_', ' ')} network, {100 * ends:.1f} % at the end"

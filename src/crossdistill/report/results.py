@@ -56,6 +56,11 @@ class Row(_Record):
         }[self.role]
 
     @property
+    def training(self) -> str:
+        """How figures call what it logged; several rows may be measured on one pretrained network."""
+        return "Pretrained" if self.role == "pretrained" else self.label
+
+    @property
     def by_seed(self) -> dict[int, float]:
         """Seed -> accuracy."""
         return {run.seed: run.top1 for run in self.runs}

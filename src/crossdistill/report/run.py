@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from crossdistill.engine.log import METRICS
 from crossdistill.report.history import Axis, History, read_history
 from crossdistill.report.results import Results, Row, read_results
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Results, settings as YAML, and the history of every single run behind each row."""
+    """Results, settings as YAML, and the history of every single run behind each row.
+
+    ``unmeasured`` has those of the folders below that no row names: images without labels give no accuracy.
+    """
 
     folder: Path
     results: Results
     settings: str
     histories: tuple[tuple[History, ...], ...]
+    unmeasured: tuple[History, ...] = ()
 
     @property
     def rows(self) -> tuple[tuple[Row, tuple[History, ...]], ...]:
@@ -29,9 +33,17 @@ class Run:
     @property
     def axis(self) -> Axis:
         """``epoch`` if an epoch has as many steps in every run; otherwise only steps can be compared."""
-        lengths = [history.steps_per_epoch for histories in self.histories for history in histories]
+        lengths = [one.steps_per_epoch for histories in (*self.histories, self.unmeasured) for one in histories]
         known = [length for length in lengths if length is not None]
         return "epoch" if known and max(known) - min(known) < 1e-6 else "step"
+
+
+def run_folders(folder: Path, results: Results) -> tuple[Path, ...]:
+    """Folders of the single runs, each once; without rows, which would name them, those that logged something."""
+    if not results.rows:
+        return tuple(sorted(log.parent for log in folder.rglob(METRICS)))
+    named = dict.fromkeys(run.folder for row in results.rows for run in row.runs if run.folder is not None)
+    return tuple(folder / one for one in named)
 
 
 def read_run(folder: Path) -> Run:
@@ -41,16 +53,12 @@ def read_run(folder: Path) -> Run:
         InputError: no ``results.json`` there, or one that is damaged.
     """
     results = read_results(folder)
-    histories, read = [], set[str]()
-    for row in results.rows:
-        fresh = {run.folder for run in row.runs if run.folder is not None} - read
-        histories.append(tuple(_history(folder, run.folder, fresh) for run in row.runs))
-        read |= fresh
-    return Run(folder, results, _settings(folder, results), tuple(histories))
-
-
-def _history(folder: Path, run: str | None, fresh: Collection[str]) -> History:
-    return read_history(folder / run) if run is not None and run in fresh else History()
+    unread = {one: read_history(one) for one in run_folders(folder, results)}
+    histories = tuple(
+        tuple(History() if run.folder is None else unread.pop(folder / run.folder, History()) for run in row.runs)
+        for row in results.rows
+    )
+    return Run(folder, results, _settings(folder, results), histories, tuple(unread.values()))
 
 
 def _settings(folder: Path, results: Results) -> str:

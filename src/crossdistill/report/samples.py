@@ -84,8 +84,8 @@ def layout(columns: Sequence[str], rows: Sequence[Row]) -> Grid:
     """The places of the cells."""
     first = next(cell for row in rows for cell in row.cells if cell is not None)
     height, width = shown_size((first.pixels.shape[0], first.pixels.shape[1]))
-    titles = [_font(14, bold=True).getlength(_plain(row.title)) for row in rows]
-    subtitles = [_font(12).getlength(_plain(row.subtitle)) for row in rows]
+    titles = [typeface(14, bold=True).getlength(_plain(row.title)) for row in rows]
+    subtitles = [typeface(12).getlength(_plain(row.subtitle)) for row in rows]
     title_width = min(_WIDEST_TITLE, math.ceil(max(*titles, *subtitles)))
     start = _MARGIN + title_width + 2 * _GAP
     lefts = [start + index * (width + _GAP) + (_GAP_AFTER_FIRST if index else 0) for index in range(len(columns))]
@@ -127,7 +127,7 @@ def _cell(
 
 
 def _title(pen: ImageDraw.ImageDraw, top: int, grid: Grid, row: Row) -> None:
-    lines = _wrapped(row.title, _font(14, bold=True), grid.title_width, most=3)
+    lines = _wrapped(row.title, typeface(14, bold=True), grid.title_width, most=3)
     start = top + max(0, (grid.size[0] - len(lines) * 19 - _LINE) // 2)
     for number, line in enumerate(lines):
         _write(pen, (_MARGIN, start + number * 19), line, 14, grid.title_width, bold=True)
@@ -148,7 +148,7 @@ def _write(
     colour: tuple[int, int, int] = _INK,
     bold: bool = False,
 ) -> None:
-    font = _font(size, bold=bold)
+    font = typeface(size, bold=bold)
     pen.text(corner, _cut_off(text, font, width), fill=colour, font=font)
 
 
@@ -178,7 +178,7 @@ def _wrapped(text: str, font: Font, width: int, *, most: int) -> list[str]:
 
 
 @lru_cache
-def _font(size: int, *, bold: bool = False) -> Font:
+def typeface(size: int, *, bold: bool = False) -> Font:
     """The typeface that matplotlib brings, which knows most alphabets."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)

@@ -16,6 +16,7 @@ from crossdistill.analysis.compare import difference, points
 from crossdistill.report.results import Results, Row, as_results
 
 _ABSENT = "–"
+_GAIN, _LABELS = "Gain (points)", "Labels seen"
 _NUM_TEXT_COLUMNS = 2
 
 
@@ -36,8 +37,8 @@ def comparison(results: Results | Mapping[str, Any]) -> Grid:
         "Network": [row.label for row in results.rows],
         "Model": [row.name for row in results.rows],
         "Top-1 accuracy": [accuracy(row) for row in results.rows],
-        "Gain (points)": [gain(row, results.baseline) for row in results.rows],
-        "Labels seen": [_ABSENT if row.num_labels is None else grouped(row.num_labels) for row in results.rows],
+        _GAIN: [gain(row, results.baseline) for row in results.rows],
+        _LABELS: [_ABSENT if row.num_labels is None else grouped(row.num_labels) for row in results.rows],
         "Params": [_ABSENT if row.num_parameters is None else magnitude(row.num_parameters) for row in results.rows],
         "GMACs": [_ABSENT if row.gmacs is None else significant(row.gmacs) for row in results.rows],
         "CPU latency": [
@@ -45,8 +46,9 @@ def comparison(results: Results | Mapping[str, Any]) -> Grid:
             for row in results.rows
         ],
     }
-    if all(row.role == "pretrained" for row in results.rows):  # nothing is compared, and no label was read
-        columns = {name: cells for name, cells in columns.items() if name not in ("Gain (points)", "Labels seen")}
+    pretrained = bool(results.rows) and all(row.role == "pretrained" for row in results.rows)
+    if pretrained:  # nothing is compared, and training read no label
+        columns = {name: cells for name, cells in columns.items() if name not in (_GAIN, _LABELS)}
     data = results.data
     caption = (
         f"Accuracy on the {data.evaluation_split} split of {data.source} ({grouped(data.num_evaluation)} images): "
@@ -54,6 +56,8 @@ def comparison(results: Results | Mapping[str, Any]) -> Grid:
     )
     if results.baseline and results.distilled:
         caption += "Gain: paired difference to the student alone, 95 % interval. "
+    if pretrained:
+        caption += "Labels served to measure, not to train. "
     caption += "Latency: median for one image."
     roles = tuple(row.role for row in results.rows)
     return Grid(tuple(columns), tuple(zip(*columns.values(), strict=True)), roles, caption)
@@ -125,10 +129,16 @@ def rich_table(results: Results | Mapping[str, Any]) -> rich.table.Table:
     table.add_column(f"{grid.columns[0]}\n{grid.columns[1]}", overflow="fold")
     for column in grid.columns[_NUM_TEXT_COLUMNS:]:
         table.add_column("\n".join(column.split(" ")), justify="right", no_wrap=True)
-    for network, model, accuracy_, gain_, *others in grid.rows:
+    for network, model, *numbers in grid.rows:
         first = Text.assemble((network, "bold"), f"\n{model}")
-        table.add_row(first, Text(accuracy_.replace(" ", "\n")), Text(gain_.split(" ")[0]), *map(Text, others))
+        columns = grid.columns[_NUM_TEXT_COLUMNS:]
+        table.add_row(first, *(Text(_narrow(*cell)) for cell in zip(columns, numbers, strict=True)))
     return table
+
+
+def _narrow(column: str, cell: str) -> str:
+    """A gain without its interval; of others what stands in brackets on a line of its own."""
+    return cell.split(" ")[0] if column == _GAIN else cell.replace(" ", "\n")
 
 
 def markdown_table(results: Results | Mapping[str, Any]) -> str:
