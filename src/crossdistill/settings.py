@@ -178,6 +178,9 @@ class DataSettings(Strict):
         0.1, gt=0, lt=1, description="share of the training images that selects the best epoch, at least one a class"
     )
     limit_train: int | None = Field(None, ge=1, description="use only so many training images, stratified")
+    train_list: str | None = Field(
+        None, description="a file with the end of an image's path in each line: train on these images alone"
+    )
     first_per_class: int | None = Field(
         None, ge=1, description="use only the first so many training images of each class, in the set's order"
     )

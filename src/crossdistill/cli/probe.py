@@ -142,9 +142,13 @@ def few_shot(
     interval = "" if measured["interval"] is None else f" ± {100 * measured['interval']:.1f} (95 % interval)"
     say(f"{measured['model']} on {measured['data']} ({measured['split']})")
     say(f"{ways}-way {shots}-shot: {_percent(measured['accuracy'])}{interval} over {episodes} episodes")
+    if measured["num_classes"] < len(measured["classes"]):
+        num_left_out = len(measured["classes"]) - measured["num_classes"]
+        say(f"note: {num_left_out} of {len(measured['classes'])} classes have fewer than {shots + queries} images")
     say(
         f"pretraining saw images of these {len(measured['classes'])} classes: {measured['classes_seen_in_pretraining']}"
     )
+    _say_skipped(measured)
 
 
 @app.command()
@@ -155,11 +159,19 @@ def semi(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any setting.", show_default=False)
     ] = None,
     data: Data = None,
-    share: Annotated[float, typer.Option("--share", help="Of the training images, those with a label.")] = 0.01,
+    share: Annotated[
+        float | None, typer.Option("--share", help="Of the training images, those with a label.", show_default="0.01")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--list", help="A file with the end of an image's path in each line, instead.", show_default="–"),
+    ] = None,
     seeds: o.Seeds = "0",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step.")] = 256,
     image_size: ImageSize = None,
     device: Device = "auto",
     resume: o.Resume = False,
+    dry_run: o.DryRun = False,
     allow_random: AllowRandom = False,
     allow_code: o.AllowCode = False,
     as_json: o.Json = False,
@@ -173,9 +185,18 @@ def semi(
     """
     from crossdistill.selfsup.semi import semi_supervised
 
-    subject = _subject(model, data, 128, image_size, device, allow_code, allow_random, overrides)
-    how: dict[str, Any] = {"share": share, "seeds": o.parse_seeds(seeds), "resume": resume, "quiet": as_json}
-    show_results(semi_supervised(subject, out, **how), as_json=as_json, out=out)
+    subject = _subject(model, data, batch_size, image_size, device, allow_code, allow_random, overrides)
+    how: dict[str, Any] = {"share": share, "images": images, "batch_size": batch_size, "seeds": o.parse_seeds(seeds)}
+    results = semi_supervised(subject, out, **how, resume=resume, dry_run=dry_run, quiet=as_json)
+    show_results(results, as_json=as_json, out=out)
+    if not as_json and not dry_run:
+        _say_figures(results["semi_supervised"])
+
+
+def _say_figures(measured: Mapping[str, Any]) -> None:
+    """Top-5 beside top-1: what is published for this protocol is the former."""
+    top5 = f"top-5 {_percent(measured['top5_mean'])}, " if "top5_mean" in measured else ""
+    say(f"{measured['num_labels']:,} labels: {top5}top-1 {_percent(measured['top1_mean'])} (published: top-5)")
 
 
 def _subject(
@@ -209,8 +230,14 @@ def _show(measured: Mapping[str, Any], how: str, *, as_json: bool) -> None:
     print_table(["", "accuracy"], [[name, _percent(value)] for name, value in shown], numbers=("accuracy",))
     for warning in measured.get("warnings", ()):
         say(f"note: {warning}")
+    _say_skipped(measured)
     if "folder" in measured:
         say(f"written to {measured['folder']}: a teacher by that name")
+
+
+def _say_skipped(measured: Mapping[str, Any]) -> None:
+    for image, reason in measured["skipped"].items():
+        say(f"left out: {image} ({reason})")
 
 
 _FIGURES = {"top-1": "top1", "top-5": "top5", "top-1 on training images": "train_top1"}

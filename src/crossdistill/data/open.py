@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from crossdistill.data.held import HeldSource
+from crossdistill.data.listed import only_listed
 from crossdistill.data.shards.stream import Stream
 from crossdistill.data.source import Source, Splits
 from crossdistill.data.sources.digits import open_digits
@@ -26,6 +28,8 @@ def open_source(settings: DataSettings) -> Splits:
         InputError: unknown source, one that is not as its kind must be, or settings that it has no use for.
     """
     splits = _open(settings)
+    if settings.train_list is not None:
+        splits = replace(splits, train=only_listed(splits.train, Path(settings.train_list)))
     validation = _held(splits.validation) if splits.validation is not None else None
     return Splits(_held(splits.train), _held(splits.evaluation), splits.evaluation_name, validation)
 

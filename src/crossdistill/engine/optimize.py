@@ -113,7 +113,7 @@ def _classifier(learner: nn.Module, settings: TrainSettings) -> set[int]:
     found = {id(one) for name in classifier_names(net) for one in net.get_submodule(name).parameters()}
     if not found:
         raise InputError(
-            f"train.classifier_lr={settings.classifier_lr:g} for a {type(net).__name__}, whose classifier has no weights",
+            f"train.classifier_lr={settings.classifier_lr:g} for a {type(net).__name__}, whose classifier is empty",
             "a network that ends in a layer with weights",
             "leave train.classifier_lr out",
         )

@@ -157,6 +157,7 @@ def _in_own_epochs(train: TrainSettings, *, own_steps: int, shared_steps: int) -
             "steps": total_steps(train, shared_steps),
             "warmup_epochs": train.warmup_epochs * longer,
             "decay_epochs": train.decay_epochs * longer,
+            "milestones": None if train.milestones is None else tuple(one * longer for one in train.milestones),
             "eval_every": max(1, round(train.eval_every * longer)),
             "checkpoint_every": max(1, round(train.checkpoint_every * longer)),
         }

@@ -56,7 +56,7 @@ class Probed:
         if not subject.allow_random:
             check_trained(subject.model)
         self.subject, self.settings = subject, data_settings(subject.model, subject.data, subject.overrides)
-        self.splits = _labelled(self.settings)
+        self.splits, self.skipped = _labelled(self.settings), dict[str, str]()
         self.accelerator: Accelerator = connect(subject.device)
         is_random = subject.allow_random and parse(subject.model).is_random
         self.network: StagedModel = build(
@@ -82,7 +82,9 @@ class Probed:
             max_corrupt_share=self.settings.max_corrupt_share,
             crop_pct=self.settings.eval_crop_pct,
         )
-        return extract(self.network, islice(loader, max_batches), self.accelerator).labelled()
+        found = extract(self.network, islice(loader, max_batches), self.accelerator).labelled()
+        self.skipped |= loader.corrupt
+        return found
 
     def _train_ids(self) -> NDArray[np.int64]:
         targets, settings = self.splits.train.targets, self.settings
@@ -116,7 +118,7 @@ def knn(subject: Subject, *, neighbours: int = NEIGHBOURS, temperature: float = 
     bank, queries = probed.features("train"), probed.features("evaluation")
     how: dict[str, Any] = {"neighbours": neighbours, "temperature": temperature}
     measured = knn_accuracy(bank, queries, num_classes=len(probed.splits.class_names), **how)
-    return {**probed.facts, **how, "num_train": len(bank), **measured}
+    return {**probed.facts, **how, "num_train": len(bank), **measured, "skipped": probed.skipped}
 
 
 def linear(
@@ -146,6 +148,7 @@ def linear(
     learnt = probe_accuracy(probe, train)["top1"]
     results = {**probed.facts, "num_train": len(train), **measured, "train_top1": learnt}
     results |= {"rate": probe.rate, "held_out_top1": probe.held_out_top1, "warnings": list(probe.warnings)}
+    results |= {"skipped": probed.skipped}
     if out is None:
         return results
     network = _with_classes(probed)
@@ -205,12 +208,13 @@ def few_shot(
         **measured,
         "classes": [names[one] for one in chosen],
         "classes_seen_in_pretraining": _seen(subject.model, [names[one] for one in chosen]),
+        "skipped": probed.skipped,
     }
 
 
 def _seen(model: str, names: Sequence[str]) -> str:
     """Whether these are among the classes of a pretraining run's data; of any other model that is unknown."""
-    path = Path(model) / "results.json"
+    path = Path(model.rpartition("@")[2]) / "results.json"
     try:
         recorded = set(json.loads(path.read_text(encoding="utf-8"))["pretraining"]["classes"])
     except (OSError, ValueError, KeyError, TypeError):

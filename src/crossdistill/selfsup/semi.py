@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crossdistill.data import Stream, open_labelled
+from crossdistill.data import Stream, open_labelled, select_training
+from crossdistill.data.listed import only_listed
+from crossdistill.engine import on_main
+from crossdistill.engine.log import METRICS, read
 from crossdistill.errors import InputError
 from crossdistill.runs.inspect import data_settings
 from crossdistill.runs.plan import execute, make_plan
 from crossdistill.runs.results import Results
 from crossdistill.selfsup.evaluation import Subject, start_of
-from crossdistill.settings import overridden
+from crossdistill.settings import DataSettings, overridden
 
 SCHEDULES = {0.01: (40, (24.0, 32.0)), 0.1: (20, (12.0, 16.0))}
 """Epochs, and those at which the rate is divided by five, published for 1 % and 10 % of the labels."""
 
+SHARE, BATCH_SIZE = 0.01, 256
+
 TRAIN: dict[str, Any] = {
-    "batch_size": 256,
     "optimizer": "momentum",
     "lr": 2e-4,
     "classifier_lr": 0.5,
@@ -34,9 +38,12 @@ def semi_supervised(
     subject: Subject,
     out: Path,
     *,
-    share: float = 0.01,
+    share: float | None = None,
+    images: Path | None = None,
+    batch_size: int = BATCH_SIZE,
     seeds: Sequence[int] = (0,),
     resume: bool = False,
+    dry_run: bool = False,
     quiet: bool = False,
 ) -> Results:
     """Fine-tune a pretrained network on a share of the training images, and measure it on the evaluation split.
@@ -47,19 +54,34 @@ def semi_supervised(
     Args:
         subject: the network, by a name that has weights, and the data.
         out: folder of the run, made here.
-        share: of the training images, stratified, at least one a class.
+        share: of the training images that the data settings leave, stratified, at least one a class; default 1 %.
+        images: instead, a file that lists them by the ends of their paths, as SimCLR's lists do.
+        batch_size: images a step.
         seeds: of the choice and of training; several make one table.
         resume: go on with what is in ``out``.
+        dry_run: build everything, run two steps, write nothing.
         quiet: no progress on the terminal.
 
     Returns:
-        What ``results.json`` of any training holds.
+        What ``results.json`` of any training holds, and as ``semi_supervised`` the number of labels, and means over
+        seeds of top-1 and, with more than five classes, of top-5, which is what is published.
 
     Raises:
-        InputError: a share outside 0 to 1, a model without weights, or whatever training refuses.
+        InputError: a share outside 0 to 1 or beside a list, a list that does not fit, a model without weights, or
+            whatever training refuses.
     """
-    if not 0 < share <= 1:
-        raise InputError(f"--share {share:g}", "a share above 0 and up to 1, such as 0.01", "correct it")
+    if share is not None and images is not None:
+        raise InputError(f"--share {share:g} and --list {images}", "one of them", "drop one")
+    chosen = SHARE if share is None else share
+    if not 0 < chosen <= 1:
+        raise InputError(f"--share {chosen:g}", "a share above 0 and up to 1, such as 0.01", "correct it")
+    plan = make_plan(_tree(subject, chosen, images, batch_size), seeds=tuple(seeds))
+    results = execute(plan, out, resume=resume, dry_run=dry_run, quiet=quiet)
+    return results if dry_run else results | {"semi_supervised": _figures(results, out)}
+
+
+def _tree(subject: Subject, share: float, images: Path | None, batch_size: int) -> dict[str, Any]:
+    """The settings of such a fine-tuning."""
     start = start_of(subject.model)
     if subject.image_size is not None:
         start["image_size"] = subject.image_size
@@ -70,22 +92,50 @@ def semi_supervised(
             "pretrain it first, or compare with it by --allow-random",
         )
     own, others = _split(subject.overrides)
-    data = data_settings(subject.model, subject.data, own)
-    splits = open_labelled(data)
-    if isinstance(splits.train, Stream):
-        raise InputError(f"data source {data.source!r}, a stream", "images that can be counted", "copy the shards here")
-    num_train = max(len(splits.class_names), round(share * len(splits.train.targets)))
-    nearest = min(SCHEDULES, key=lambda one: abs(one - share))
-    epochs, milestones = SCHEDULES[nearest]
+    data, share = _few(data_settings(subject.model, subject.data, own), share, images)
+    epochs, milestones = SCHEDULES[min(SCHEDULES, key=lambda one: abs(one - share))]
     tree = {
         "student": {**start, "new_classifier": start["init"] is not None},
-        "data": {**data.model_dump(mode="json"), "limit_train": num_train},
-        "train": {**TRAIN, "epochs": epochs, "milestones": list(milestones)},
+        "data": data.model_dump(mode="json"),
+        "train": {**TRAIN, "batch_size": batch_size, "epochs": epochs, "milestones": list(milestones)},
         "device": subject.device,
         "allow_code": subject.allow_code,
     }
-    tree = overridden(tree, others)
-    return execute(make_plan(tree, seeds=tuple(seeds)), out, resume=resume, quiet=quiet)
+    return overridden(tree, others)
+
+
+def _few(data: DataSettings, share: float, images: Path | None) -> tuple[DataSettings, float]:
+    """Settings that leave a share of the training images, at least one a class, or those of a list; and their share.
+
+    What limits the images anyway is what a share is of; a list is of all of them.
+    """
+    if images is not None:
+        data = data.model_copy(update={"limit_train": None, "first_per_class": None, "train_list": None})
+    splits = open_labelled(data)
+    if isinstance(splits.train, Stream):
+        raise InputError(f"data source {data.source!r}, a stream", "images that can be counted", "copy the shards here")
+    if images is not None:
+        listed = only_listed(splits.train, images)
+        return data.model_copy(update={"train_list": str(images)}), len(listed) / len(splits.train.targets)
+    there = select_training(splits.train.targets, data, 0, False, splits.class_names).train_ids
+    num_train = max(len(splits.class_names), round(share * len(there)))
+    return data.model_copy(update={"limit_train": num_train}), share
+
+
+def _figures(results: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Means over seeds, of the images and epoch that the table is about."""
+    (row,) = results["rows"]
+    found: dict[str, Any] = {"num_labels": row["num_labels"], "top1_mean": row["top1_mean"]}
+    if results["settings"]["train"]["select"] != "last":  # the log is of the images that select an epoch
+        return found
+    top5: list[Any] = on_main(lambda: [_last_top5(out / run["folder"]) for run in row["runs"]])
+    return found if None in top5 else found | {"top5_mean": sum(top5) / len(top5)}
+
+
+def _last_top5(folder: Path) -> float | None:
+    """Of the last evaluation of a run; five classes or fewer have none."""
+    evaluations = [line for line in read(folder / METRICS) if line["kind"] == "eval"]
+    return evaluations[-1].get("top5") if evaluations else None
 
 
 def _split(overrides: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -145,6 +145,14 @@ def test_the_classifier_may_have_a_rate_of_its_own(decay_all):
     assert seen == {id(parameter) for parameter in learner.parameters()}
 
 
+def test_a_rate_for_a_classifier_without_weights_is_refused():
+    net = SmallNet()
+    net.get_classifier = nn.Identity
+    learner = Learner(net, Match(), settings(), several=False)
+    with pytest.raises(InputError, match="classifier_lr=2 for a SmallNet, whose classifier is empty"):
+        build_optimizer(learner, settings(classifier_lr=2.0))
+
+
 @pytest.mark.parametrize("name", ["test_vit3", "swin_tiny_patch4_window7_224"])
 def test_the_students_own_list_is_found_behind_the_wrapper(name):
     net = timm.create_model(name, num_classes=4)

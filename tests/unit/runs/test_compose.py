@@ -179,12 +179,16 @@ def test_validation_images_of_the_data_are_used_before_training_images_are_given
 
 def test_a_student_alone_with_few_labels_takes_as_many_steps_as_a_distilled_one():
     few = ("data.labels_per_class=5", "train.epochs=4", "train.batch_size=50", "train.warmup_epochs=1")
+    few += ("train.schedule=step", "train.milestones=[1, 3]")
     alone, distilled = parts_of("none", *few), parts_of("kd", *few)
     assert alone.train_loader.steps_per_epoch < distilled.train_loader.steps_per_epoch
     steps = [total_steps(parts.train, parts.train_loader.steps_per_epoch) for parts in (alone, distilled)]
     assert steps[0] == steps[1]
     warmups = [parts.train.warmup_epochs * parts.train_loader.steps_per_epoch for parts in (alone, distilled)]
     assert warmups[0] == pytest.approx(warmups[1])
+    for one, other in zip(alone.train.milestones, distilled.train.milestones, strict=True):
+        steps = [at * parts.train_loader.steps_per_epoch for at, parts in ((one, alone), (other, distilled))]
+        assert steps[0] == pytest.approx(steps[1])
     assert alone.settings.train.epochs == 4, "what is recorded is what was given"
 
 

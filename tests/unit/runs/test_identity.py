@@ -87,6 +87,7 @@ DATA = {
     "cycle_epochs": "which of the stored epochs are shown; `store` refuses more epochs than that",
     "val_share": (("data.val_share=0.3",), BEST),
     "limit_train": (("data.limit_train=80",), ()),
+    "train_list": "which images these are is in the hash of the source, see above",
     "first_per_class": (("data.first_per_class=11",), ()),
     "labels_per_class": (("data.labels_per_class=2",), ()),
     "image_column": "of tables, see the test below",

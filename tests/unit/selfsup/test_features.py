@@ -34,6 +34,18 @@ def test_images_come_in_the_order_of_their_ids_and_modes_stay():
     assert len(found.labelled()) == 6
 
 
+def test_another_view_and_mirror_images():
+    model = build("timm/test_resnet", num_classes=3, image_size=32)
+    accelerator = connect("cpu")
+    plain = extract(model, batches(), accelerator)
+    twice = (Batch({"teacher0": one.images["student"].flip(-1)}, one.target, one.sample_id) for one in batches())
+    again = extract(model, twice, accelerator, view="teacher0", flip=True)
+    torch.testing.assert_close(again.embeddings, plain.embeddings)
+    mirrored = extract(model, batches(), accelerator, flip=True)
+    assert not torch.allclose(mirrored.embeddings, plain.embeddings, atol=1e-4)
+    assert torch.equal(mirrored.sample_ids, plain.sample_ids)
+
+
 def test_embeddings_that_are_not_finite_are_refused():
     def broken(images):
         return Outputs(embedding=torch.full((len(images), 2), torch.nan))
