@@ -44,7 +44,7 @@ def train(
         InputError: anything that the caller can mend.
     """
     modules: dict[str, nn.Module] = {}
-    tree = {"student": {"name": _name(model, "student", modules)}, "data": {"source": data}}
+    tree = {"student": {"name": network_name(model, "student", modules)}, "data": {"source": data}}
     plan = make_plan(tree, overrides, seeds=tuple(seeds))
     return execute(plan, Path(out), resume=resume, dry_run=dry_run, quiet=quiet, modules=modules)
 
@@ -76,8 +76,8 @@ def distill(
     modules: dict[str, nn.Module] = {}
     teachers = [teacher] if isinstance(teacher, str | Path | nn.Module) else list(teacher)
     tree: dict[str, Any] = {
-        "student": {"name": _name(student, "student", modules)},
-        "teachers": [{"name": _name(one, f"teacher{index}", modules)} for index, one in enumerate(teachers)],
+        "student": {"name": network_name(student, "student", modules)},
+        "teachers": [{"name": network_name(one, f"teacher{index}", modules)} for index, one in enumerate(teachers)],
         "method": {"name": method},
         "data": {"source": data},
     }
@@ -85,8 +85,8 @@ def distill(
     return execute(plan, Path(out), resume=resume, dry_run=dry_run, quiet=quiet, modules=modules)
 
 
-def _name(network: Network, role: str, modules: dict[str, nn.Module]) -> str:
-    """The name that settings record; a module gets one made of its role and class."""
+def network_name(network: Network, role: str, modules: dict[str, nn.Module]) -> str:
+    """The name that settings record; a module gets one made of its role and class, by which ``modules`` then has it."""
     if not isinstance(network, nn.Module):
         return str(network)
     name = f"{role}:{type(network).__name__}"

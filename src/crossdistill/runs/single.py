@@ -63,7 +63,7 @@ def run_single(
     parts = compose(settings, modules)
     on_main(folder.make)
     start = time.perf_counter()
-    progress = _reporter(accelerator, quiet=quiet)
+    progress = reporter_for(accelerator, quiet=quiet)
     figures = _measured_before(parts, accelerator, {} if teachers is None else teachers)
     teacher_top1 = _check_teacher(parts, figures, progress, allow=settings.allow_untrained_teacher)
     on_main(lambda: folder.begin(parts.settings))  # not before: with another teacher it would be another run
@@ -93,15 +93,15 @@ def try_out(settings: Settings, *, quiet: bool, modules: Mapping[str, nn.Module]
     """Build a run and take two steps without writing anything; what was built, in plain data."""
     accelerator = connect(settings.device, settings.train.precision)
     parts = compose(settings, modules)
-    progress = _reporter(accelerator, quiet=quiet)
+    progress = reporter_for(accelerator, quiet=quiet)
     figures = _measure_teacher(parts, accelerator, max_batches=DRY_RUN_BATCHES)
     teacher_top1 = _check_teacher(parts, figures, progress, allow=True)
     fitted = _fit(parts, None, progress, max_steps=DRY_RUN_STEPS)
     return {
-        "student": _plain(parts.student.spec),
-        "teacher": _plain(parts.teacher.spec) if parts.teacher else None,
+        "student": plain_spec(parts.student.spec),
+        "teacher": plain_spec(parts.teacher.spec) if parts.teacher else None,
         "teacher_top1": teacher_top1,
-        "method": {"name": settings.method.name, "num_parameters": _num_parameters(parts.method)},
+        "method": {"name": settings.method.name, "num_parameters": num_parameters(parts.method)},
         "num_train": len(parts.train_loader.ids),
         "num_labelled": parts.num_labelled,
         "steps_per_epoch": parts.train_loader.steps_per_epoch,
@@ -191,14 +191,20 @@ def _teacher_rows(parts: Parts, top1: float | None) -> list[Row]:
 
 
 def _note_corrupt(parts: Parts) -> None:
-    """A warning that names unreadable images; each process has met only its own."""
+    own = parts.train_loader.corrupt | parts.selection_loader.corrupt | parts.test_loader.corrupt
+    parts.warnings.extend(corrupt_notes(own))
+
+
+def corrupt_notes(own: Mapping[str, str]) -> list[str]:
+    """A warning that names unreadable images, if there are any; each process has met only its own."""
     corrupt: dict[str, str] = {}
-    for one in from_all(parts.train_loader.corrupt | parts.selection_loader.corrupt | parts.test_loader.corrupt):
+    for one in from_all(dict(own)):
         corrupt |= one
-    if corrupt:
-        first = "; ".join(f"{where} ({reason})" for where, reason in list(corrupt.items())[:3])
-        what = "1 unreadable image was" if len(corrupt) == 1 else f"{len(corrupt)} unreadable images were"
-        parts.warnings.append(f"{what} left out: {first}{' …' if len(corrupt) > 3 else ''}")
+    if not corrupt:
+        return []
+    first = "; ".join(f"{where} ({reason})" for where, reason in list(corrupt.items())[:3])
+    what = "1 unreadable image was" if len(corrupt) == 1 else f"{len(corrupt)} unreadable images were"
+    return [f"{what} left out: {first}{' …' if len(corrupt) > 3 else ''}"]
 
 
 def _note_crossing(parts: Parts) -> None:
@@ -250,13 +256,16 @@ def _store_facts(parts: Parts) -> dict[str, Any] | None:
     )
 
 
-def _reporter(accelerator: Accelerator, *, quiet: bool) -> Reporter:
+def reporter_for(accelerator: Accelerator, *, quiet: bool) -> Reporter:
+    """Shows progress where there is somebody to see it: in the main process, unless it is to be quiet."""
     return reporter("quiet" if quiet or not accelerator.is_main_process else "auto")
 
 
-def _num_parameters(module: nn.Module) -> int:
+def num_parameters(module: nn.Module) -> int:
+    """Of a network or a method."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _plain(spec: ModelSpec) -> dict[str, Any]:
+def plain_spec(spec: ModelSpec) -> dict[str, Any]:
+    """The facts of a network as plain data, without the names of its classes."""
     return {key: value for key, value in asdict(spec).items() if key != "class_names"}

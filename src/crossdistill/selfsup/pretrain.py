@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
-from crossdistill.engine import FitResult, Reporter, connect, fit, from_all, on_main, process, reporter
+from crossdistill.engine import FitResult, Reporter, connect, fit, on_main, process, reporter
 from crossdistill.export import export_student
 from crossdistill.models import StagedModel
 from crossdistill.report import write_report
+from crossdistill.runs.api import network_name
 from crossdistill.runs.costs import network_cost
 from crossdistill.runs.folder import RunFolder
 from crossdistill.runs.plan import check_seeds
 from crossdistill.runs.results import Results, Row, make_results, make_row, merge
+from crossdistill.runs.single import DRY_RUN_STEPS, corrupt_notes, num_parameters, plain_spec, reporter_for
 from crossdistill.selfsup.compose import Parts, compose
 from crossdistill.selfsup.features import Features
 from crossdistill.selfsup.knn import knn_accuracy
@@ -28,7 +30,6 @@ from crossdistill.selfsup.pictures import draw_words
 from crossdistill.selfsup.recalibrate import recalibrate
 from crossdistill.selfsup.settings import PretrainSettings, load_settings
 
-DRY_RUN_STEPS = 2
 KIND = "pretrain"
 NEIGHBOURS, LINEAR = "k-NN", "linear probe"
 
@@ -65,18 +66,11 @@ def pretrain(
         InputError: anything that the caller can mend.
     """
     modules: dict[str, nn.Module] = {}
-    tree: dict[str, Any] = {"student": {"name": _name(model, "model", modules)}, "data": {"source": data}}
+    tree: dict[str, Any] = {"student": {"name": network_name(model, "model", modules)}, "data": {"source": data}}
     if teacher is not None:
-        tree["teacher"] = {"name": _name(teacher, "teacher", modules)}
+        tree["teacher"] = {"name": network_name(teacher, "teacher", modules)}
     settings = load_settings(tree, overrides)
     return execute(settings, Path(out), seeds=seeds, resume=resume, dry_run=dry_run, quiet=quiet, modules=modules)
-
-
-def _name(network: str | Path | nn.Module, role: str, modules: dict[str, nn.Module]) -> str:
-    if not isinstance(network, nn.Module):
-        return str(network)
-    modules[f"{role}:{type(network).__name__}"] = network
-    return f"{role}:{type(network).__name__}"
 
 
 def execute(
@@ -141,7 +135,7 @@ def run_single(
     parts = compose(settings, modules)
     on_main(folder.make)
     start = time.perf_counter()
-    progress = _reporter(accelerator, quiet=quiet)
+    progress = reporter_for(accelerator, quiet=quiet)
     for warning in parts.warnings:
         progress.message(f"note: {warning}")
     on_main(lambda: folder.begin(parts.settings))
@@ -150,7 +144,8 @@ def run_single(
     progress.message("measuring what was learnt")
     kept, rows, facts = _conclude(parts, accelerator)
     facts |= {"words": draw_words(parts, folder.root, accelerator)}
-    _note_corrupt(parts)
+    own = parts.train_loader.corrupt | ({} if parts.exam is None else parts.exam.corrupt)
+    parts.warnings.extend(corrupt_notes(own))
 
     def write() -> Results:
         try:
@@ -169,12 +164,11 @@ def try_out(
     """Build a run and take two steps without writing anything; what was built, in plain data."""
     accelerator = connect(settings.device, settings.train.precision)
     parts = compose(settings, modules)
-    fitted = _fit(parts, None, _reporter(accelerator, quiet=quiet), max_steps=DRY_RUN_STEPS)
-    spec = {key: value for key, value in asdict(parts.student.spec).items() if key != "class_names"}
+    fitted = _fit(parts, None, reporter_for(accelerator, quiet=quiet), max_steps=DRY_RUN_STEPS)
     return {
-        "student": spec,
+        "student": plain_spec(parts.student.spec),
         "teacher": parts.teacher.fingerprint() if parts.follows else parts.teacher.spec.name,
-        "method": {"name": parts.settings.method.name, "num_parameters": _num_parameters(parts.method)},
+        "method": {"name": parts.settings.method.name, "num_parameters": num_parameters(parts.method)},
         "views": parts.settings.views.model_dump(mode="json"),
         "num_train": len(parts.train_loader.ids),
         "steps_per_epoch": parts.train_loader.steps_per_epoch,
@@ -283,16 +277,6 @@ def _row(parts: Parts, measured: Measured, how: str, *, top1: float | None = Non
     )
 
 
-def _note_corrupt(parts: Parts) -> None:
-    corrupt: dict[str, str] = {}
-    own = parts.train_loader.corrupt | ({} if parts.exam is None else parts.exam.corrupt)
-    for one in from_all(own):
-        corrupt |= one
-    if corrupt:
-        first = "; ".join(f"{where} ({reason})" for where, reason in list(corrupt.items())[:3])
-        parts.warnings.append(f"{len(corrupt)} unreadable images were left out: {first}")
-
-
 def _results(parts: Parts, rows: list[Row], facts: dict[str, Any], *, seconds: float) -> Results:
     settings = parts.settings
     results = make_results(
@@ -316,11 +300,3 @@ def _results(parts: Parts, rows: list[Row], facts: dict[str, Any], *, seconds: f
         "teacher": parts.teacher.spec.name if not parts.follows else None,
     }
     return results | {"pretraining": seen | {"metrics": facts["metrics"], "words": facts["words"]}}
-
-
-def _reporter(accelerator: Accelerator, *, quiet: bool) -> Reporter:
-    return reporter("quiet" if quiet or not accelerator.is_main_process else "auto")
-
-
-def _num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
