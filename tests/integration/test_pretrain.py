@@ -5,10 +5,12 @@ import signal
 
 import pytest
 import timm
+import torch
 import yaml
 
 from crossdistill.errors import InputError
 from crossdistill.models import build
+from crossdistill.models.cutter import classifier_names
 from crossdistill.selfsup import load_settings, pretrain
 from samples.launch import run, start, stop_at
 from samples.pretraining import QUICK, settings_of, textures
@@ -101,6 +103,22 @@ def test_it_initialises_a_student_and_teaches_by_name(pretrained, data, tmp_path
     student = ["--student", "timm/test_vit", "--method", "kd", *source]
     taught = run("distill", "--teacher", out, *student, "--out", tmp_path / "d", *quick, "allow_untrained_teacher=true")
     assert taught.returncode == 0, taught.stderr
+
+
+def test_a_start_from_it_knows_no_label(pretrained, data, tmp_path):
+    """The probe is its classifier as a teacher; who starts from it gets the trunk, and a classifier of zeros."""
+    out, _ = pretrained
+    started = build(
+        "timm/test_resnet", num_classes=3, image_size=32, init=str(out), class_names=("dots", "noise", "stripes")
+    )
+    kept = build(str(out))
+    (name,) = classifier_names(started.net)
+    assert kept.net.get_submodule(name).weight.any()
+    for key, value in started.state_dict().items():
+        if name in key:
+            assert not value.any()
+        else:
+            assert torch.equal(value, kept.state_dict()[key])
 
 
 def test_a_smaller_student_of_another_family_predicts_its_words_without_labels(pretrained, data, tmp_path):

@@ -52,7 +52,8 @@ class DynamicHead(nn.Module):
 
     def logits(self, embedding: Tensor, weights: Tensor) -> Tensor:
         """``kappa f W^T`` of embeddings ``(N, D)``, which are not normalised: ``(N, K)``."""
-        logits: Tensor = self.kappa * F.linear(embedding, weights.to(embedding.dtype))
+        with torch.autocast(embedding.device.type, enabled=False):  # what a loss is made of is not rounded to 16 bits
+            logits: Tensor = self.kappa * F.linear(widen(embedding), weights.to(widen(embedding).dtype))
         return logits
 
     def _rows(self, words: Tensor, normalised: Callable[[Tensor], Tensor]) -> Tensor:

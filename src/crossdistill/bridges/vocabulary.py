@@ -73,13 +73,13 @@ class Vocabulary(nn.Module):
         self.register_buffer("num_written", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("hits", torch.zeros(num_words))
-        self._share = 1.0
+        self._share, self._left = 1.0, words_per_step
         self.register_load_state_dict_post_hook(lambda *_: self.begin_step(1))  # type: ignore[no-untyped-call]
 
     def begin_step(self, num_micro_batches: int) -> None:
         """A step of so many micro-batches begins: from now on the words are those of this moment."""
         self.snapshot.copy_(self.words)
-        self._share = 1 / num_micro_batches
+        self._share, self._left = 1 / num_micro_batches, self.words_per_step
 
     @torch.no_grad()
     def bags(self, features: Tensor, draws: Tensor) -> Tensor:
@@ -157,7 +157,8 @@ class Vocabulary(nn.Module):
         """The mean distance towards that of this micro-batch, which counts as its share of a step."""
         momentum = mean.new_full((), DISTANCE_MOMENTUM)
         if self.initial_distance is None:  # the younger the average, the less of it is left: nothing at first
-            momentum = torch.minimum(momentum, self.num_updates / (self.num_updates + 10))
+            num_steps = self.num_updates * self._share
+            momentum = torch.minimum(momentum, num_steps / (num_steps + 10))
         kept = momentum**self._share
         self.mean_distance.copy_(kept * self.mean_distance + (1 - kept) * mean)
         self.num_updates += 1
@@ -170,7 +171,9 @@ class Vocabulary(nn.Module):
         (new,), _ = gather_rows([candidates(features, draws, border=self.border, queue=self.queue)])
         if self.cosine:
             new = F.normalize(new, dim=1)
-        new = new[: self.words_per_step].to(self.words.dtype)
+        new = new[: self._left].to(self.words.dtype)
+        if self._left is not None:  # of all micro-batches of a step together
+            self._left -= len(new)
         num_words, first = len(self.words), max(len(new) - len(self.words), 0)
         places = (self.num_written + torch.arange(first, len(new), device=new.device)) % num_words
         sound = new.isfinite().all()

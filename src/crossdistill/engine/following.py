@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from crossdistill.contracts import Follower, Method, Moment, Teacher
+from crossdistill.engine.copies import same_buffers
+from crossdistill.engine.devices import in_group
 from crossdistill.engine.progress import Reporter
 from crossdistill.engine.record import Record
 
@@ -41,8 +43,15 @@ def _on_host(method: Method, accelerator: Accelerator) -> dict[str, float]:
     return dict(zip(figures, accelerator.reduce(values, "mean").tolist(), strict=True))
 
 
+def settle(teacher: Teacher | None) -> None:
+    """Give every process the main one's batch statistics of a teacher that follows: on CPUs each has its own."""
+    if in_group() and isinstance(teacher, nn.Module) and isinstance(teacher, Follower):
+        same_buffers(teacher)
+
+
 def state_of(teacher: Teacher | None) -> dict[str, Any]:
     """What of the teacher belongs into a checkpoint: all of one that follows, nothing of any other."""
+    settle(teacher)
     return {TEACHER: teacher.state_dict()} if isinstance(teacher, Follower) else {}
 
 

@@ -118,6 +118,7 @@ class Trainer:
         try:
             compile_teacher = compiled_teacher(self.teacher, self.settings)
             with StopSignal() as self.stop, deterministic(self.accelerator.device), compile_teacher:
+                check_alike(self.method, self.method.alike())
                 self.close_epoch()  # an interrupted run may have stopped right after the last step of an epoch
                 while record.step < self.end:
                     self.train_epoch()

@@ -191,8 +191,10 @@ class LearningRate:
             warmup_lr=min(settings.warmup_lr, settings.lr),
             min_lr=min(settings.min_lr, settings.lr),
             decay_epochs=settings.decay_epochs * units_per_epoch,
-            # timm decays one unit before a milestone.
-            decay_milestones=[round(one * units_per_epoch) + 1 for one in settings.milestones or ()],
+            # timm decays one unit before a milestone, and counts from the end of a warm-up that comes before.
+            decay_milestones=[
+                round(one * units_per_epoch) + 1 - self._warmup * before for one in settings.milestones or ()
+            ],
             decay_rate=1.0 if constant else settings.decay_rate,
             step_on_epochs=True,  # its unit of time is whatever we count in
         )

@@ -113,8 +113,9 @@ class BagOfWords(Method):
         """
         check_weights({"weight": weight})
         check_pool(pool)
-        check_positive({"num_words": num_words - 1, "kappa": kappa, "inverse_delta": inverse_delta or 1.0})
-        for name, value, least in (("words_per_step", words_per_step, 1), ("border", border, 0)):
+        check_positive({"kappa": kappa, "inverse_delta": 1.0 if inverse_delta is None else inverse_delta})
+        limits = (("num_words", num_words, 2), ("words_per_step", words_per_step, 1), ("border", border, 0))
+        for name, value, least in limits:
             if value is not None and value < least:
                 raise InputError(f"{name}={value}", f"{name} of {least} or more", f"raise method.{name}")
         if initial_distance is not None:
@@ -203,7 +204,10 @@ class BagOfWords(Method):
 
     @torch.no_grad()
     def _look(self, targets: Mapping[str, Tensor], embedding: Tensor) -> None:
-        """Note what this step's figures are made of."""
+        """Note what this step's figures are made of; one image alone shows nothing of what images have in common."""
+        if len(next(iter(targets.values()))) < 2:
+            self._figures = {}
+            return
         units = F.normalize(widen(embedding.detach()), dim=1)
         # Independent directions have 1, equal ones 0.
         figures = {"embedding_spread": (1 - units.mean(dim=0).square().sum()).clamp(min=0).sqrt()}

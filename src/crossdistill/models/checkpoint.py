@@ -22,6 +22,8 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 WRAPPINGS = ("state_dict", "model")
 STUDENT_FOLDER = "student"
+PROBED = "linear_top1"
+"""Among the metrics of an export: its classifier is a linear probe, of this accuracy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class Checkpoint:
         if isinstance(names, dict):
             names = _by_index(names, self.given)
         return tuple(str(name) for name in names) if names else None
+
+    @property
+    def holds_probe(self) -> bool:
+        """Whether the classifier is a linear probe that was fitted to a representation learnt without labels."""
+        facts = self.config.get("crossdistill") or {}
+        return PROBED in (facts.get("metrics") or {})
 
     @property
     def model_args(self) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def start_from(net: nn.Module, checkpoint: Checkpoint, *, name: str, class_names
     _check_keys(net, tensors, checkpoint, name)
     own = net.state_dict()
     order = class_order(checkpoint.class_names, class_names)
-    if order == "other classes" or any(tensors[key].shape != own[key].shape for key in heads):
+    # A linear probe has seen the labels of all training images: who starts from it with few labels would have them all.
+    if checkpoint.holds_probe or order == "other classes" or any(tensors[key].shape != own[key].shape for key in heads):
         renew_classifier(net)
         tensors |= {key: own[key] for key in heads}
     else:

@@ -215,7 +215,7 @@ def _exam(
     settings: PretrainSettings, splits: Splits, teacher: FrozenTeacher, student: StagedModel, ids: Any
 ) -> NeighbourExam | None:
     labelled = ids[splits.train.targets[ids] >= 0]
-    if not splits.class_names or not len(labelled) or not len(splits.evaluation.targets):
+    if not splits.class_names or not len(labelled) or not (splits.evaluation.targets >= 0).any():
         return None
     rank, world_size = process()
     return NeighbourExam.of(
@@ -255,7 +255,9 @@ def _warnings(parts: Parts) -> list[str]:
             f"a vocabulary of {num_words} words and {batch_size} images a step: each step replaces all words, those of "
             "the last images staying; raise method.num_words, or set method.words_per_step"
         )
-    if parts.exam is None:
+    if parts.exam is not None:
+        found.extend(parts.exam.notes)
+    else:
         found.append("these images have no labels: representations are not measured while they are learnt")
     sizes = parts.settings.views
     side = parts.student.spec.input.image_size[0]

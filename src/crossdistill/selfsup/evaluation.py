@@ -19,6 +19,7 @@ from crossdistill.engine import connect, on_main, process
 from crossdistill.errors import InputError
 from crossdistill.export import export_student
 from crossdistill.models import StagedModel, build
+from crossdistill.models.checkpoint import PROBED
 from crossdistill.models.names import parse
 from crossdistill.runs.inspect import check_trained, data_settings
 from crossdistill.selfsup.features import Features, extract
@@ -158,7 +159,7 @@ def linear(
             "one that a linear probe can take the place of",
             "leave --out out: the probe is then measured alone",
         )
-    names, metrics = probed.splits.class_names, {"top1": measured["top1"]}
+    names, metrics = probed.splits.class_names, {PROBED: measured["top1"]}
     on_main(lambda: export_student(network.cpu(), out, class_names=names, metrics=metrics))
     return results | {"folder": str(out)}
 

@@ -15,6 +15,7 @@ from torch import nn
 from crossdistill.contracts import STUDENT_VIEW, Batch, InputSpec
 from crossdistill.data import EvalLoader, Splits
 from crossdistill.data.philox import Purpose, random_order
+from crossdistill.engine.following import settle
 from crossdistill.selfsup.features import Features, extract
 from crossdistill.selfsup.knn import knn_accuracy
 from crossdistill.selfsup.settings import ProbeSettings
@@ -31,6 +32,7 @@ class NeighbourExam:
         bank: training images, without random changes, that vote.
         queries: the images that accuracy is reported on.
         teacher: measured beside the student, if there is one.
+        notes: what must be said of the bank.
     """
 
     bank: EvalLoader
@@ -38,6 +40,7 @@ class NeighbourExam:
     teacher: MovingAverageTeacher | None
     settings: ProbeSettings
     num_classes: int
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -59,14 +62,21 @@ class NeighbourExam:
             settings: neighbours, temperature, bank.
             options: of :class:`~crossdistill.data.EvalLoader`.
         """
+        num_labelled, notes = len(ids), []
         if settings.bank is not None and len(ids) > settings.bank:
             ids = ids[random_order(len(ids), seed=_FIXED_SEED, purpose=Purpose.LIMIT)[: settings.bank]]
+            notes.append(
+                f"measured with {settings.bank:,} of {num_labelled:,} labelled training images, which vote and which "
+                "the linear probe learns from; probe.bank=null takes all, and so does `crossdistill probe`"
+            )
+        if settings.neighbours > len(ids):
+            notes.append(f"all {len(ids)} labelled training images vote: they are fewer than {settings.neighbours}")
         views = {STUDENT_VIEW: view}
         bank, queries = (
             EvalLoader(splits.train, views, ids=ids, **options),
             EvalLoader(splits.evaluation, views, **options),
         )
-        return cls(bank, queries, teacher, settings, len(splits.class_names))
+        return cls(bank, queries, teacher, settings, len(splits.class_names), tuple(notes))
 
     def examine(
         self, student: nn.Module, *, accelerator: Accelerator, channels_last: bool, max_batches: int | None
@@ -75,6 +85,7 @@ class NeighbourExam:
         figures = self.of_network(student, accelerator, max_batches=max_batches)
         if self.teacher is None:
             return figures
+        settle(self.teacher)
         teacher = self.of_network(self.teacher.model, accelerator, max_batches=max_batches)
         return figures | {"teacher_top1": teacher["top1"]}
 

@@ -66,7 +66,7 @@ def linear_probe(
         InputError: no labelled image, or no rate.
     """
     train = train.labelled()
-    if not rates or min(rates) <= 0:
+    if not rates or not all(0 < rate < math.inf for rate in rates):
         raise InputError(f"rates {list(rates)}", "learning rates above 0, at least one", "give some, such as 0.1,1")
     mean, deviation = train.embeddings.mean(dim=0), train.embeddings.std(dim=0, correction=0).clamp(min=1e-6)
     standard = (train.embeddings - mean) / deviation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from crossdistill.contracts import Batch
 from crossdistill.engine import FitResult, Reporter, connect, fit, on_main, process, reporter
 from crossdistill.export import export_student
 from crossdistill.models import StagedModel
+from crossdistill.models.checkpoint import PROBED
 from crossdistill.report import write_report
 from crossdistill.runs.api import network_name
 from crossdistill.runs.costs import network_cost
@@ -27,7 +29,7 @@ from crossdistill.selfsup.features import Features
 from crossdistill.selfsup.knn import knn_accuracy
 from crossdistill.selfsup.linear import LinearProbe, install_probe, linear_probe, probe_accuracy
 from crossdistill.selfsup.pictures import draw_words
-from crossdistill.selfsup.recalibrate import recalibrate
+from crossdistill.selfsup.recalibrate import mixed_batches, recalibrate
 from crossdistill.selfsup.settings import PretrainSettings, load_settings
 
 KIND = "pretrain"
@@ -214,11 +216,12 @@ def _conclude(parts: Parts, accelerator: Accelerator) -> tuple[StagedModel, list
         candidates["teacher"] = parts.teacher.model  # type: ignore[assignment]
     keep = settings.keep if settings.keep in candidates else "student"  # a given teacher is kept where it is
     kept = candidates[keep]
-    if parts.exam is None:
-        return kept, [], {"metrics": {}, "num_evaluation": 0}
-    measured = {role: _measure(parts, network, accelerator) for role, network in candidates.items()}
     whole = copy.deepcopy(kept)
-    if recalibrate(whole, parts.exam.bank, accelerator):
+    is_other = recalibrate(whole, _whole_images(parts), accelerator)
+    if parts.exam is None:
+        return whole if settings.recalibrate and is_other else kept, [], {"metrics": {}, "num_evaluation": 0}
+    measured = {role: _measure(parts, network, accelerator) for role, network in candidates.items()}
+    if is_other:
         measured["recalibrated"] = _measure(parts, whole, accelerator)
     chosen = measured["recalibrated" if settings.recalibrate and "recalibrated" in measured else keep]
     rows = [_row(parts, one, _said(role, keep)) for role, one in measured.items()]
@@ -226,13 +229,19 @@ def _conclude(parts: Parts, accelerator: Accelerator) -> tuple[StagedModel, list
     if settings.linear:
         probe, accuracy = _probe(parts, chosen)
         rows.append(_row(parts, chosen, LINEAR, top1=accuracy))
-        metrics["linear_top1"] = accuracy
-        if not install_probe(chosen.network, probe):
+        if install_probe(chosen.network, probe):
+            metrics[PROBED] = accuracy
+        else:
             parts.warnings.append(
                 f"{chosen.network.spec.name} has a classifier of another form than a linear one on its embedding: it "
                 "keeps none, and the linear probe is measured only"
             )
     return chosen.network, rows, {"metrics": metrics, "num_evaluation": len(chosen.queries.targets)}
+
+
+def _whole_images(parts: Parts) -> Iterator[Batch]:
+    source, ids, view = parts.splits.train, parts.train_loader.ids, parts.student.spec.input
+    return mixed_batches(source, ids, view, batch_size=min(256, parts.settings.train.batch_size))
 
 
 def _measure(parts: Parts, network: StagedModel, accelerator: Accelerator) -> Measured:

@@ -50,7 +50,9 @@ class ProbeSettings(Strict):
 
     neighbours: int = Field(20, ge=1, description="training images that vote on the class of a test image")
     temperature: float = Field(0.07, gt=0, description="how much nearer ones count more")
-    bank: int | None = Field(20_000, ge=1, description="training images that may vote while training; null: all")
+    bank: int | None = Field(
+        20_000, ge=1, description="training images that vote and that the probe learns from, at most; null: all"
+    )
     linear: bool = Field(True, description="fit a linear probe at the end; it becomes the classifier of what is kept")
     keep: Literal["student", "teacher"] = Field("student", description="which network the run keeps")
     recalibrate: bool = Field(False, description="keep batch statistics of whole images instead of crops")
@@ -85,6 +87,7 @@ def load_settings(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Pretra
     settings = validate(PretrainSettings, overridden(tree, overrides))
     _check_pretrains(settings.method.name)
     _check_label_free(settings)
+    _check_own_average(settings)
     name, options = resolve_method(settings.method.name, settings.method.options)
     return settings.model_copy(update={"method": MethodSettings(name=name, **options)})
 
@@ -100,6 +103,20 @@ def _check_pretrains(name: str) -> None:
         )
 
 
+def _check_own_average(settings: PretrainSettings) -> None:
+    """Refuse settings of a teacher that follows, where another one is given."""
+    if settings.teacher is None:
+        return
+    asked = ["momentum"] * (settings.momentum != MomentumSettings())
+    asked += ["probe.keep=teacher"] * (settings.probe.keep == "teacher")
+    if asked:
+        raise InputError(
+            f"{' and '.join(asked)} with teacher {settings.teacher.name!r}, which stays as it is and where it is",
+            "settings of the student's own average, or a given teacher",
+            "leave out one of the two",
+        )
+
+
 def _check_label_free(settings: PretrainSettings) -> None:
     """Refuse settings that want labels, or that have no part in pretraining and would go unheard."""
     train, data = settings.train, settings.data
@@ -107,6 +124,9 @@ def _check_label_free(settings: PretrainSettings) -> None:
         f"train.cross_entropy_weight={train.cross_entropy_weight:g}": train.cross_entropy_weight > 0,
         f"train.select={train.select}": train.select != "last",
         "train.class_weights": train.class_weights is not None,
+        f"train.label_smoothing={train.label_smoothing:g}": train.label_smoothing > 0,
+        "train.classifier_lr": train.classifier_lr is not None,
+        "data.val_share": data.val_share != DataSettings.model_fields["val_share"].default,
         f"data.labels_per_class={data.labels_per_class}": data.labels_per_class is not None,
         f"data.sampling={data.sampling}": data.sampling != "shuffled",
         "data.augment": data.augment != AugmentSettings(),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crossdistill.contracts import Batch, Moment, Outputs, Signal
+from crossdistill.errors import InputError
 from crossdistill.teachers.frozen import FrozenTeacher
 
 Schedule = Literal["cosine", "constant"]
@@ -48,8 +49,18 @@ class MovingAverageTeacher(FrozenTeacher):
 
     def answer(self, batch: Batch, signals: Collection[Signal]) -> Outputs:
         """The logits and these signals, of the student as it was on average."""
-        with torch.no_grad():
-            outputs: Outputs = self.model(batch.images[self.view])
+        images = batch.images[self.view]
+        try:
+            with torch.no_grad():
+                outputs: Outputs = self.model(images)
+        except ValueError as error:
+            if len(images) > 1:
+                raise
+            raise InputError(
+                f"a batch of one image for a teacher with batch normalisation ({error})",
+                "two images or more at a time: one value has no spread to normalise by",
+                "raise train.batch_size, which several processes share, or student.image_size",
+            ) from error
         return outputs.only({"logits", *signals})
 
     @torch.no_grad()

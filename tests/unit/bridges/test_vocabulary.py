@@ -81,6 +81,33 @@ def test_a_fixed_number_of_words_a_step():
     torch.testing.assert_close(vocabulary.words[:2], features[:2, :, 1:-1, 1:-1].mean(dim=(2, 3)))
 
 
+def test_a_fixed_number_of_words_a_step_is_that_of_all_its_micro_batches():
+    features, draws = torch.randn(6, 3, 5, 5, dtype=torch.float64), torch.rand(6)
+    whole, parts = made(words_per_step=3), made(words_per_step=3)
+    step(whole, features, draws)
+    for _ in range(1):
+        parts.begin_step(3)
+        for rows in (slice(0, 2), slice(2, 4), slice(4, 6)):
+            parts.bags(features[rows], draws[rows])
+    assert parts.num_written == whole.num_written == 3
+    torch.testing.assert_close(parts.words, whole.words)
+
+
+def test_the_mean_distance_warms_up_by_steps_whatever_the_micro_batches():
+    """Distances that jump: after as many steps the averages agree, up to where within a step they move."""
+    found = []
+    for num_parts in (1, 4):
+        vocabulary = made(num_words=4, queue="global_average")
+        vocabulary.words_per_step = vocabulary._left = 0
+        for number in range(12):
+            features = (1 if number < 6 else 3) * torch.ones(4, 3, 5, 5, dtype=torch.float64)
+            vocabulary.begin_step(num_parts)
+            for part in features.chunk(num_parts):
+                vocabulary.bags(part, torch.zeros(len(part)))
+        found.append(vocabulary.mean_distance.item())
+    assert found[1] == pytest.approx(found[0], rel=0.15)
+
+
 def test_micro_batches_of_a_step_see_the_same_words_and_count_as_one_step():
     features = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     whole, parts = made(initial_distance=0.5), made(initial_distance=0.5)

@@ -116,6 +116,13 @@ def test_milestones(per):
     assert found == pytest.approx([1.0] * 6 + [0.2] * 4 + [0.04] * 2)
 
 
+def test_milestones_are_epochs_of_the_run_also_after_a_warm_up_before():
+    given = {"schedule": "step", "milestones": [5], "decay_rate": 0.2, "lr": 1.0, "warmup_epochs": 2, "warmup_lr": 0.0}
+    found = rates(20, 2, warmup="before", **given)
+    assert next(step for step, rate in enumerate(found) if rate == pytest.approx(0.2) and step > 4) == 10
+    assert found[9] == pytest.approx(1.0)
+
+
 def test_everything_decays_where_that_is_asked_for():
     learner = Learner(SmallNet(batch_norm=True), Match(), settings(), several=False)
     optimizer = build_optimizer(learner, settings(decay_all=True, weight_decay=0.3))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crossdistill.errors import InputError
+from crossdistill.models import build
 from crossdistill.models.cutter import classifier_names
 from crossdistill.selfsup.compose import accepts, compose
 from crossdistill.selfsup.settings import load_settings
@@ -64,11 +65,39 @@ def test_sizes_follow_the_image_size_and_networks_of_one_size_get_all_views_in_i
 
 
 def test_a_given_teacher_of_another_family_stays_as_it_is(data):
-    settings = settings_of(
-        data, model="timm/test_resnet", teacher={"name": "timm/test_vit", "image_size": 48, "args": {}}
-    )
-    with pytest.raises(InputError):  # random weights say nothing: the name must be that of a trained network
-        compose(settings)
+    torch.manual_seed(0)
+    vit = build("timm/test_vit", num_classes=7, image_size=48)
+    before = {name: value.clone() for name, value in vit.state_dict().items()}
+    settings = settings_of(data, teacher={"name": "teacher:StagedModel", "image_size": 48})
+    parts, _ = train(settings, examine=False, modules={"teacher:StagedModel": vit})
+    assert not parts.follows
+    assert parts.teacher.spec.num_classes == 7
+    assert {level.vocabulary.words.shape[1] for _, level in parts.method.numbered()} == {64}
+    for name, value in parts.teacher.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_given_teacher_must_be_trained(data):
+    with pytest.raises(InputError, match="whose weights would be random"):
+        compose(settings_of(data, teacher={"name": "timm/test_vit", "image_size": 48}))
+
+
+@pytest.mark.parametrize("override", ["momentum.start=0.5", "probe.keep=teacher"])
+def test_a_given_teacher_is_not_averaged_and_not_kept(data, override):
+    with pytest.raises(InputError, match="stays as it is and where it is"):
+        settings_of(data, override, teacher={"name": "timm/test_vit@pretrained", "image_size": 48})
+
+
+def test_a_bank_that_is_cut_is_told(data):
+    parts = compose(settings_of(data, "probe.bank=30", "probe.neighbours=40"))
+    told = " ".join(parts.warnings)
+    assert "measured with 30 of 72 labelled training images" in told
+    assert "all 30 labelled training images vote" in told
+
+
+def test_one_image_at_a_time_is_refused_where_batches_are_normalised(data):
+    with pytest.raises(InputError, match="two images or more at a time"):
+        train(settings_of(data, "train.batch_size=1", model="timm/resnet18"), examine=False, max_steps=1)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +106,9 @@ def test_a_given_teacher_of_another_family_stays_as_it_is(data):
         (("method.name=kd",), "a method that pretrains: bow"),
         (("method.levels=[5]",), "numbers from 1 to 4"),
         (("train.select=best",), "reports its last epoch"),
+        (("train.label_smoothing=0.1",), "reads no label"),
+        (("data.val_share=0.2",), "reads no label"),
+        (("method.inverse_delta=0",), "inverse_delta above 0"),
         (("train.cross_entropy_weight=1",), "reads no label"),
         (("data.labels_per_class=2",), "reads no label"),
         (("data.augment.flip=0.1",), "views are set by views.KEY=VALUE"),
@@ -86,7 +118,7 @@ def test_a_given_teacher_of_another_family_stays_as_it_is(data):
         (("views.crops=0", "views.patches=0"), "a view for the student"),
         (("views.crop_size=96",), "smaller than half of views.crop_size=96"),
         (("views.patch_size=40",), "views.patch_size up to views.patch_base"),
-        (("method.num_words=1",), "num_words"),
+        (("method.num_words=1",), "num_words of 2 or more"),
         (("train.optimizer=sdg",), "optimiser name of timm"),
         (("momentum.start=2",), "momentum.start"),
         (("view.crops=2",), "did you mean"),
