@@ -200,10 +200,22 @@ def data_settings(model: str | Path | nn.Module, data: str | None, overrides: Se
     return validate(DataSettings, changed["data"], prefix="data.")
 
 
+def own_seed(model: str | Path | nn.Module) -> int:
+    """The seed of a run folder, which chose its images; 0 of any other model."""
+    tree = _own_settings(model)
+    return int(tree.get("seed", 0)) if tree is not None else 0
+
+
 def _own_data(model: str | Path | nn.Module) -> dict[str, Any] | None:
     """The data settings of a run folder."""
+    tree = _own_settings(model)
+    return None if tree is None else dict(tree["data"])
+
+
+def _own_settings(model: str | Path | nn.Module) -> dict[str, Any] | None:
+    """All settings of a run folder."""
     config = None if isinstance(model, nn.Module) else Path(model) / "config.yaml"
     if config is None or not config.is_file():
         return None
-    tree: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+    tree: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
     return tree

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from crossdistill.contracts import STUDENT_VIEW
 from crossdistill.data import EvalLoader, Splits, Stream, open_source, select_training
-from crossdistill.engine import connect, on_main, process
+from crossdistill.engine import connect, from_all, on_main, process
 from crossdistill.errors import InputError
 from crossdistill.export import export_student
 from crossdistill.models import StagedModel, build
 from crossdistill.models.checkpoint import PROBED
 from crossdistill.models.names import parse
-from crossdistill.runs.inspect import check_trained, data_settings
+from crossdistill.runs.compose import data_seed
+from crossdistill.runs.inspect import check_trained, data_settings, own_seed
 from crossdistill.selfsup.features import Features, extract
 from crossdistill.selfsup.few_shot import Episodes, few_shot_accuracy, novel_classes
 from crossdistill.selfsup.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy
@@ -84,12 +85,14 @@ class Probed:
             crop_pct=self.settings.eval_crop_pct,
         )
         found = extract(self.network, islice(loader, max_batches), self.accelerator).labelled()
-        self.skipped |= loader.corrupt
+        for share in from_all(loader.corrupt):
+            self.skipped |= share
         return found
 
     def _train_ids(self) -> NDArray[np.int64]:
         targets, settings = self.splits.train.targets, self.settings
-        chosen = select_training(targets, settings, settings.seed or 0, False, self.splits.class_names)
+        seed = data_seed(settings, own_seed(self.subject.model))
+        chosen = select_training(targets, settings, seed, False, self.splits.class_names)
         return chosen.train_ids[chosen.labelled[chosen.train_ids]]
 
     @property
