@@ -280,7 +280,7 @@ CASES = {
     "prediction without images": ("predict {three}", "missing argument 'IMAGE'", "crossdistill predict", "--help"),
     "prediction without classes": (
         "predict test_resnet@{bare} {pets}/val/ant/0.png",
-        "bare.safetensors, which carries no class names",
+        "bare.safetensors, which carries no names of classes to choose from",
         "a run folder",
         "give one",
     ),

@@ -18,6 +18,9 @@ Queue = Literal["local_average", "location", "global_average"]
 """What of a map becomes a word: a 3 x 3 average at a random place, the feature of one place, or the map's mean."""
 
 DISTANCE_MOMENTUM = 0.99
+USED_RATE = 0.1
+"""How fast the share of words that were used follows the words that leave the queue."""
+
 KEPT_BYTES = 512 * 2**20
 """Distances of a batch up to this size are kept from one look to the next; larger ones are computed twice."""
 
@@ -49,6 +52,7 @@ class Vocabulary(nn.Module):
     num_written: Tensor
     num_updates: Tensor
     hits: Tensor
+    used: Tensor
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class Vocabulary(nn.Module):
         self.register_buffer("num_written", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("hits", torch.zeros(num_words))
+        self.register_buffer("used", torch.ones(()))
         self._share, self._left = 1.0, words_per_step
         self.register_load_state_dict_post_hook(lambda *_: self.begin_step(1))  # type: ignore[no-untyped-call]
 
@@ -114,15 +119,11 @@ class Vocabulary(nn.Module):
         return torch.cat([look.values for look in looks]), torch.cat([look.indices for look in looks])
 
     def figures(self) -> dict[str, Tensor]:
-        """Scalars: the mean distance, and the share of words that some location chose.
+        """Scalars: the mean distance, and of the words that have left the queue the share that some location chose.
 
-        Of words that have been in the queue for half its length or longer: younger ones had little time.
+        That is an average over the latest steps; it stands at 1 until the queue has turned over.
         """
-        num_words = len(self.words)
-        age = (self.num_written - 1 - torch.arange(num_words, device=self.words.device)) % num_words
-        old = age >= num_words // 2
-        used = ((self.hits > 0) & old).sum() / old.sum().clamp(min=1)
-        return {"mean_distance": self.mean_distance.detach().clone(), "words_used": used}
+        return {"mean_distance": self.mean_distance.detach().clone(), "words_used": self.used.detach().clone()}
 
     @property
     def is_full(self) -> Tensor:
@@ -177,6 +178,9 @@ class Vocabulary(nn.Module):
         num_words, first = len(self.words), max(len(new) - len(self.words), 0)
         places = (self.num_written + torch.arange(first, len(new), device=new.device)) % num_words
         sound = new.isfinite().all()
+        if len(places):
+            share = (self.hits[places] > 0).to(self.used.dtype).mean()
+            self.used.lerp_(share, USED_RATE * (sound & self.is_full))
         self.words[places] = torch.where(sound, new[first:], self.words[places])
         self.hits[places] = torch.where(sound, 0.0, self.hits[places])
         self.num_written += len(new) * sound

@@ -48,7 +48,10 @@ def show_results(results: Mapping[str, Any], *, as_json: bool, out: Path) -> Non
     else:
         from crossdistill.report import rich_table
 
-        Console().print(rich_table(results))
+        if results["rows"]:
+            Console().print(rich_table(results))
+        else:
+            say("no labelled image: nothing was measured")
         for text in [results["headline"], *(f"note: {warning}" for warning in results["warnings"])]:
             if text:
                 say(text)

@@ -149,8 +149,12 @@ def predict(
     refuse_as_model(model)
     built = build(str(model), allow_code=allow_code)
     class_names = built.spec.class_names
-    if class_names is None:
-        raise InputError(f"{model}, which carries no class names", "a run folder or an exported student", "give one")
+    if class_names is None or len(class_names) < 2:
+        raise InputError(
+            f"{model}, which carries no names of classes to choose from",
+            "a run folder or an exported student",
+            "give one",
+        )
     crop_pct = (_own_data(model) or {}).get("eval_crop_pct")
     accelerator = connect(device)
     built = built.to(accelerator.device).eval()

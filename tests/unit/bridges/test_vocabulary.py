@@ -181,15 +181,17 @@ def test_candidates_of_each_kind():
     )
 
 
-def test_used_words_are_counted_among_those_that_had_time():
+def test_the_share_of_used_words_is_of_those_that_leave_the_queue():
+    """Two words near to features, two that nothing is like; a batch of four replaces them all in every step."""
     vocabulary = made(num_words=4, queue="global_average", inverse_delta=None)
-    for _ in range(2):
-        step(vocabulary, torch.ones(4, 3, 5, 5, dtype=torch.float64))
-    # All words are the same now: the first one is everybody's nearest.
-    step(vocabulary, torch.ones(1, 3, 5, 5, dtype=torch.float64))
+    assert vocabulary.figures()["words_used"] == 1
+    shown = torch.ones(4, 3, 5, 5, dtype=torch.float64)
+    step(vocabulary, shown)  # the first words are nobody's fault
+    assert vocabulary.figures()["words_used"] == 1
     assert vocabulary.is_full
-    share = vocabulary.figures()["words_used"].item()
-    assert 0 <= share <= 0.5
+    vocabulary.words.copy_(torch.tensor([[1.0] * 3, [2.0] * 3, [900.0] * 3, [-900.0] * 3]))
+    step(vocabulary, torch.cat([shown[:2], 2 * shown[:2]]))
+    assert vocabulary.figures()["words_used"].item() == pytest.approx(1 - 0.1 * 0.5)
 
 
 def test_draws_are_a_function_of_sample_and_seed():
