@@ -193,8 +193,8 @@ class BagOfWords(Method):
             if figures.get(f"words_used_level{number}", 1.0) < FEW_WORDS:
                 told[f"dead_words_level{number}"] = (
                     f"the vocabulary of level {number} is dead: of the words that leave it only "
-                    f"{figures[f'words_used_level{number}']:.1%} were ever the nearest of a location; lower train.lr, or "
-                    "method.num_words"
+                    f"{figures[f'words_used_level{number}']:.1%} were ever the nearest of a location; lower train.lr, "
+                    "or method.num_words"
                 )
         return told
 
