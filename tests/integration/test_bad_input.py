@@ -155,7 +155,7 @@ CASES = {
         f"{DISTILL} --teacher {{teacher}} --method fbt student.stages=[stem]",
         "student 'mixer_tiny' with 1 stage",
         "two stages or more",
-        "methods that serve this pair: at, cc, crd, dist, dkd, fitnet, hybrid, kd, mgd, ofa, reviewkd, rkd, rsd",
+        "methods that serve this pair: at, bow, cc, crd, dist, dkd, fitnet, hybrid, kd, mgd, ofa, reviewkd, rkd, rsd",
     ),
     "a live network of other classes": (
         f"{DISTILL} --teacher {{teacher}} --method fbt --class-map names",

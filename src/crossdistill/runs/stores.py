@@ -45,7 +45,7 @@ def store_of(teachers: Collection[TeacherSettings], given: Collection[str] = ())
             "store the answers of all of them together: `crossdistill store --teacher ONE --teacher OTHER …`",
         )
     own = {"name": first.name, "weight": first.weight}
-    extra = {key: value for key, value in first.model_dump(mode="json").items() if value not in (None, {}, [])}
+    extra = {key: value for key, value in first.model_dump(mode="json").items() if value not in (None, False, {}, [])}
     extra = {key: value for key, value in extra.items() if key not in own}
     if extra:
         shown = ", ".join(f"{key}={value!r}" for key, value in extra.items())
