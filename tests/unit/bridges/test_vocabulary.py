@@ -85,10 +85,9 @@ def test_a_fixed_number_of_words_a_step_is_that_of_all_its_micro_batches():
     features, draws = torch.randn(6, 3, 5, 5, dtype=torch.float64), torch.rand(6)
     whole, parts = made(words_per_step=3), made(words_per_step=3)
     step(whole, features, draws)
-    for _ in range(1):
-        parts.begin_step(3)
-        for rows in (slice(0, 2), slice(2, 4), slice(4, 6)):
-            parts.bags(features[rows], draws[rows])
+    parts.begin_step(3)
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 6)):
+        parts.bags(features[rows], draws[rows])
     assert parts.num_written == whole.num_written == 3
     torch.testing.assert_close(parts.words, whole.words)
 
@@ -105,7 +104,7 @@ def test_the_mean_distance_warms_up_by_steps_whatever_the_micro_batches():
             for part in features.chunk(num_parts):
                 vocabulary.bags(part, torch.zeros(len(part)))
         found.append(vocabulary.mean_distance.item())
-    assert found[1] == pytest.approx(found[0], rel=0.15)
+    assert found[1] == pytest.approx(found[0], rel=0.01)
 
 
 def test_micro_batches_of_a_step_see_the_same_words_and_count_as_one_step():
