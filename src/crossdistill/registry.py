@@ -30,10 +30,11 @@ class Registry(Generic[T]):
         kind: the word used in messages, such as "method".
         package: package whose modules register themselves when imported; deleting a module removes its name.
         group: entry-point group that other distributions use to add records.
+        listing: the command that lists all records.
     """
 
-    def __init__(self, kind: str, *, package: str, group: str) -> None:
-        self.kind, self.package, self.group = kind, package, group
+    def __init__(self, kind: str, *, package: str, group: str, listing: str) -> None:
+        self.kind, self.package, self.group, self.listing = kind, package, group, listing
         self._records: dict[str, Record[T]] = {}
         self._loaded = False
 
@@ -60,7 +61,7 @@ class Registry(Generic[T]):
             raise InputError(
                 f"{self.kind} {name!r}",
                 f"a registered {self.kind}",
-                f"{nearest(name, self._records)} `crossdistill {self.kind}s` lists all",
+                f"{nearest(name, self._records)} `{self.listing}` lists all",
             )
         return self._records[name]
 
@@ -90,4 +91,6 @@ def _origin(value: Any) -> str:
     return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', value)}"
 
 
-METHODS: Registry[Any] = Registry("method", package="crossdistill.methods", group="crossdistill.methods")
+METHODS: Registry[Any] = Registry(
+    "method", package="crossdistill.methods", group="crossdistill.methods", listing="crossdistill methods"
+)

@@ -11,6 +11,7 @@ from crossdistill.cli import (
     data,
     distill,
     evaluate,
+    federate,
     methods,
     models,
     predict,
@@ -33,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, train, distill, pretrain, store, evaluate, predict, data, methods, models):
+for command in (quickstart, train, distill, pretrain, federate, store, evaluate, predict, data, methods, models):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(probe.app, name="probe")
 app.add_typer(recipes.app, name="recipes")

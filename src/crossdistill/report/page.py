@@ -56,6 +56,9 @@ def title(results: Results) -> str:
     names = ", ".join(students or teachers) or results.student or results.kind
     if results.kind == "pretrain":
         return f"{names}, pretrained without labels{results.words_of}"
+    if results.kind == "federate":
+        methods = ", ".join(dict.fromkeys(row.label for row in results.rows))
+        return f"{results.settings.get('clients', 'Several')} clients: {methods}"
     taught = f" taught by {', '.join(teachers)}" if results.distilled and teachers else ""
     return f"{names}{taught}"
 

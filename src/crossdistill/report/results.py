@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from crossdistill.errors import InputError
 from crossdistill.settings import validate
 
-Role = Literal["student_alone", "distilled", "teacher", "pretrained"]
+Role = Literal["student_alone", "distilled", "teacher", "pretrained", "federated"]
 
 
 class _Record(BaseModel):
@@ -53,6 +53,7 @@ class Row(_Record):
             "teacher": "Teacher",
             "distilled": f"Distilled ({self.method})",
             "pretrained": f"Pretrained, {self.method}",
+            "federated": str(self.method),
         }[self.role]
 
     @property

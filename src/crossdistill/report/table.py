@@ -46,6 +46,8 @@ def comparison(results: Results | Mapping[str, Any]) -> Grid:
             for row in results.rows
         ],
     }
+    if results.kind == "federate":
+        return _of_clients(results, columns)
     pretrained = bool(results.rows) and all(row.role == "pretrained" for row in results.rows)
     if pretrained:  # nothing is compared, and training read no label
         columns = {name: cells for name, cells in columns.items() if name not in (_GAIN, _LABELS)}
@@ -61,6 +63,18 @@ def comparison(results: Results | Mapping[str, Any]) -> Grid:
     caption += "Latency: median for one image."
     roles = tuple(row.role for row in results.rows)
     return Grid(tuple(columns), tuple(zip(*columns.values(), strict=True)), roles, caption)
+
+
+def _of_clients(results: Results, columns: Mapping[str, list[str]]) -> Grid:
+    """Strategies between clients: costs are those of several networks, and are not shown."""
+    kept = {name: columns[name] for name in ("Network", "Model")} | {"ALMA": columns["Top-1 accuracy"]}
+    kept = {"Strategy" if name == "Network" else name: cells for name, cells in kept.items()}
+    caption = (
+        "ALMA: average local model accuracy, the mean over clients of top-1 accuracy, each on its own distribution; "
+        "mean ± sample standard deviation over seeds."
+    )
+    roles = tuple(row.role for row in results.rows)
+    return Grid(tuple(kept), tuple(zip(*kept.values(), strict=True)), roles, caption)
 
 
 def accuracy(row: Row) -> str:

@@ -1,0 +1,303 @@
+"""A client's part of a round: learn from what was fused, see whether that helped, train, answer the transfer set."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from crossdistill.contracts import UNLABELLED, Batch, InputSpec, Method
+from crossdistill.data import EvalLoader, TrainLoader
+from crossdistill.engine import connect, evaluate, fit
+from crossdistill.federated.knowledge import Knowledge
+from crossdistill.federated.memory import Memory, Past
+from crossdistill.federated.selection import familiar
+from crossdistill.federated.settings import FederateSettings, quiet_augment
+from crossdistill.federated.sites import Images, Site
+from crossdistill.federated.teacher import GivenTeacher
+from crossdistill.methods.none import NoDistillation
+from crossdistill.models import StagedModel
+from crossdistill.registry import METHODS
+from crossdistill.runs.compose import model_of
+
+EVAL_BATCH = 256
+FEWEST = 2
+"""Fewest images to train on: batch statistics of one image are none."""
+
+Weights = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the server asks of a client in a round.
+
+    ``teacher`` holds probabilities at ``temperature`` for the transfer set, ``weights`` the network to go on with.
+    ``wants`` are the things to answer: knowledge, selection, weights, histogram. A ``closing`` task ends a run: nothing
+    is trained or answered after what was sent has been learnt.
+    """
+
+    round: int
+    temperature: float
+    wants: frozenset[str] = frozenset()
+    teacher: Knowledge | None = None
+    weights: Weights | None = None
+    closing: bool = False
+    test: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a client answers: figures about the round before, and what was asked for."""
+
+    figures: dict[str, float]
+    knowledge: Knowledge | None = None
+    weights: Weights | None = None
+    histogram: NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Client:
+    """One client; everything that it knows from round to round lies in its memory.
+
+    Args:
+        site: its images.
+        settings: those of the federation.
+        memory: where its network is kept between rounds.
+    """
+
+    def __init__(self, site: Site, settings: FederateSettings, memory: Memory) -> None:
+        self.site, self.settings, self.memory = site, settings, memory
+        self.accelerator: Accelerator = connect(settings.device, settings.train.precision)
+
+    def carry_out(self, task: Task) -> Reply:
+        """Do what the server asks, and remember the result.
+
+        A task that was carried out before, and whose reply was lost, is not carried out again: what it answers is.
+
+        Raises:
+            InputError: a loss that is not finite, images that cannot be read, …
+        """
+        past = self.memory.before(task.round)
+        if past is not None and past.round == task.round:
+            student, _ = self._restored(past)
+            return self._answer(task, student, past.figures, tuple(past.notes))
+        start = time.perf_counter()
+        student, method = self._begun(task) if past is None else self._restored(past)
+        if task.weights is not None:
+            _load(student, task.weights)
+        figures = self._learn(task, student, method)
+        if task.test:
+            figures |= self.test(student)
+        notes: list[str] = []
+        spent = past.spent if past else []
+        if not task.closing:
+            spent = self._train(task, student, spent, notes)
+        figures["seconds"] = time.perf_counter() - start
+        method_state = method.state_dict()
+        self.memory.keep(
+            Past(task.round, student.net.state_dict(), method_state, figures=figures, notes=notes, spent=spent)
+        )
+        return self._answer(task, student, figures, tuple(notes))
+
+    def _begun(self, task: Task) -> tuple[StagedModel, Method]:
+        """A network with its first weights: those of all clients that share weights, or the client's own."""
+        own = 0 if "weights" in task.wants else self.site.client
+        torch.manual_seed(seed_of(self.settings.seed, own, 0, 0))
+        model = self.settings.model_for(self.site.client)
+        student = model_of(model, self.site.class_names)
+        return student, self._method(student)
+
+    def _restored(self, past: Past) -> tuple[StagedModel, Method]:
+        model = self.settings.model_for(self.site.client)
+        student = copy.deepcopy(_prototype(model.model_dump_json(), self.site.class_names))
+        student.net.load_state_dict(past.student)
+        method = self._method(student)
+        method.load_state_dict(past.method)
+        return student, method
+
+    def _method(self, student: StagedModel) -> Method:
+        """The method between the client's network and what it is told; seeded apart from the network."""
+        torch.manual_seed(seed_of(self.settings.seed, self.site.client, 0, 1))
+        options = self.settings.method.options
+        made: Method = METHODS.get(self.settings.method.name).value.build(
+            student.spec, student.spec, num_classes=len(self.site.class_names), **options
+        )
+        return made
+
+    def _learn(self, task: Task, student: StagedModel, method: Method) -> dict[str, float]:
+        """Fine-tune on the fused knowledge; go back if that made the client worse on labels of its own."""
+        if task.teacher is None or not task.teacher.rows.any():
+            return {}
+        before = self._validate(student)
+        kept = copy.deepcopy((student.net.state_dict(), method.state_dict()))
+        transfer, rows = self.site.transfer, task.teacher.rows
+        ids = transfer.ids[rows]
+        heard = Knowledge.of(task.teacher.soft[rows])
+        teacher = GivenTeacher(heard, ids, student.spec, temperature=task.temperature)
+        method = _at_temperature(method, task.temperature)
+        loader = self._loader(Images(transfer.source, ids), student, task, labelled=False)
+        seed = seed_of(self.settings.seed, self.site.client, task.round, 2)
+        fit(student, method, teacher, loader, None, settings=self.settings.tune, seed=seed, device=self.settings.device)
+        after = self._validate(student)
+        worse = before - after > self.settings.safety.tolerance + 1e-9
+        rejected = worse and self.settings.safety.reject
+        if rejected:
+            student.net.load_state_dict(kept[0])
+            method.load_state_dict(kept[1])
+        return {"val_before": before, "val_after": after, "rejected": float(rejected)}
+
+    def _train(self, task: Task, student: StagedModel, spent: list[Any], notes: list[str]) -> list[Any]:
+        """Train on the client's own labels; what that has cost of a privacy budget so far."""
+        images, settings = self.site.train, self.settings
+        if len(images) < FEWEST:
+            notes.append(f"{len(images)} image(s) to train on: not trained")
+            return spent
+        seed = seed_of(settings.seed, self.site.client, task.round, 3)
+        if settings.privacy.on:
+            from crossdistill.federated.noisy import train_noisily
+
+            return train_noisily(student, images, settings, spent=spent, seed=seed)
+        loader = self._loader(images, student, task, labelled=True)
+        fit(student, NoDistillation(), None, loader, None, settings=settings.train, seed=seed, device=settings.device)
+        return spent
+
+    def _loader(self, images: Images, student: StagedModel, task: Task, *, labelled: bool) -> TrainLoader:
+        """Batches to learn from: the client's own images with random changes, those of the transfer set without."""
+        loop = self.settings.train if labelled else self.settings.tune
+        targets = images.source.targets if labelled else np.full_like(images.source.targets, UNLABELLED)
+        return TrainLoader(
+            images.source,
+            images.ids,
+            targets,
+            {"student": student.spec.input},
+            self.settings.data.augment if labelled else quiet_augment(),
+            seed=seed_of(self.settings.seed, self.site.client, task.round, 4 + labelled),
+            batch_size=loop.batch_size,
+            device_batch_size=loop.device_batch_size,
+            balanced=labelled and self.settings.data.sampling == "class_balanced",
+            workers=self.settings.data.workers,
+            max_corrupt_share=self.settings.data.max_corrupt_share,
+        )
+
+    def _validate(self, student: StagedModel) -> float:
+        """Accuracy on the client's private labels; nothing is worse than anything where there are none."""
+        if not len(self.site.val):
+            return 0.0
+        return float(self._evaluate(student, self.site.val)["top1"])
+
+    def test(self, student: StagedModel) -> dict[str, float]:
+        """Accuracy on the client's own distribution, and on all classes equally."""
+        found = self._evaluate(student, self.site.test)
+        recalls, known = recalls_of(found)
+        if self.site.shares is None:
+            own = found["top1"]
+        else:
+            shares = np.where(known, self.site.shares, 0.0)
+            own = float((shares * recalls).sum() / shares.sum()) if shares.sum() > 0 else None
+        if self.site.everyone is not None:
+            recalls, known = recalls_of(self._evaluate(student, self.site.everyone))
+        figures = {"balanced_accuracy": float(recalls[known].mean())}
+        return figures if own is None else {"own_accuracy": float(own), **figures}
+
+    def _evaluate(self, student: StagedModel, images: Images) -> dict[str, Any]:
+        loader = _eval_loader(images, student.spec.input, self.settings)
+        return evaluate(student, loader, accelerator=self.accelerator)
+
+    def _answer(self, task: Task, student: StagedModel, figures: dict[str, float], notes: tuple[str, ...]) -> Reply:
+        if task.closing:
+            return Reply(figures, notes=notes)
+        knowledge = weights = None
+        if len(self.site.train) and "knowledge" in task.wants:
+            knowledge = self._knowledge(student, selective="selection" in task.wants)
+        if "weights" in task.wants:
+            weights = {name: tensor.cpu().numpy() for name, tensor in student.net.state_dict().items()}
+        counts = self.site.histogram if "histogram" in task.wants else None
+        return Reply(figures, knowledge, weights, counts, notes)
+
+    def _knowledge(self, student: StagedModel, *, selective: bool) -> Knowledge:
+        """Probabilities for the transfer set at the temperature that all clients use."""
+        transfer, num_classes = self.site.transfer, len(self.site.class_names)
+        soft = np.full((len(transfer), num_classes), 1 / num_classes, dtype=np.float32)
+        rows = np.zeros(len(transfer), dtype=bool)
+        embeddings = np.zeros((len(transfer), student.spec.embedding_dim), dtype=np.float32)
+        for ids, logits, embedding in self._forward(student, transfer):
+            places = np.searchsorted(transfer.ids, ids)
+            soft[places] = (logits / self.settings.fusion.temperature).softmax(dim=1).numpy()
+            embeddings[places], rows[places] = embedding.numpy(), True
+        if selective:
+            own = np.concatenate([one.numpy() for _, _, one in self._forward(student, self.site.train)])
+            rows &= familiar(embeddings, own)
+        return Knowledge(soft, rows)
+
+    @torch.no_grad()
+    def _forward(self, student: StagedModel, images: Images) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:
+        """Ids, logits and embeddings of images, batch by batch, on the host."""
+        student.to(self.accelerator.device).eval()
+        batches: Iterator[Batch] = iter(_eval_loader(images, student.spec.input, self.settings))
+        for batch in batches:
+            with self.accelerator.autocast():
+                outputs = student(batch.images["student"].to(self.accelerator.device))
+            logits, embedding = outputs.require("logits"), outputs.require("embedding")
+            yield batch.sample_id.numpy(), logits.float().cpu(), embedding.float().cpu()
+
+
+def seed_of(seed: int, client: int, round_: int, purpose: int) -> int:
+    """The seed of one thing that one client does in one round."""
+    words = np.random.SeedSequence([seed, client, round_, purpose]).generate_state(2, np.uint32)
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def recalls_of(found: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Accuracy of each class ``(C,)``, and which classes were tested at all."""
+    correct, total = np.array(found["class_correct"], dtype=float), np.array(found["class_total"], dtype=float)
+    return correct / np.maximum(total, 1), total > 0
+
+
+def _load(student: StagedModel, weights: Weights) -> None:
+    student.net.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+
+
+def _at_temperature(method: Method, temperature: float) -> Method:
+    """A method that has a temperature, at that of the knowledge it compares with, which the server may change."""
+    if getattr(method, "temperature", temperature) != temperature:
+        method.temperature = temperature  # type: ignore[assignment]
+    return method
+
+
+@functools.lru_cache(maxsize=8)
+def _prototype(model_json: str, class_names: tuple[str, ...]) -> StagedModel:
+    """A network to copy and give weights to: finding its stages takes longer than a round of a small one."""
+    from crossdistill.settings import ModelSettings
+
+    settings = ModelSettings.model_validate_json(model_json).model_copy(update={"init": None})
+    return model_of(settings, class_names)
+
+
+_LOADERS: dict[Any, EvalLoader] = {}
+"""Loaders of images that come again every round, which keep them prepared; a few dozen at most."""
+
+
+def _eval_loader(images: Images, view: InputSpec, settings: FederateSettings) -> EvalLoader:
+    if settings.data.eval_crop_pct is not None:
+        view = replace(view, crop_pct=settings.data.eval_crop_pct)
+    key = (id(images.source), images.ids.tobytes(), view)
+    if key not in _LOADERS:
+        while len(_LOADERS) >= 64:
+            _LOADERS.pop(next(iter(_LOADERS)))
+        _LOADERS[key] = EvalLoader(
+            images.source,
+            {"student": view},
+            batch_size=EVAL_BATCH,
+            workers=settings.data.workers,
+            max_corrupt_share=settings.data.max_corrupt_share,
+            ids=images.ids,
+        )
+    return _LOADERS[key]

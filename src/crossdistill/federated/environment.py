@@ -1,0 +1,34 @@
+"""How Flower and Ray behave in a process of ours: they ask nobody outside, and say only what matters."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from crossdistill.errors import InputError
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""No telemetry, no question for updates, no installation of packages while a run begins."""
+
+
+def quiet() -> None:
+    """Set what is not set otherwise, before Flower is imported, since it reads some of it then.
+
+    Raises:
+        InputError: Flower is not installed.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        from flwr.supercore.logger import FLOWER_LOGGER
+    except ImportError as error:
+        raise InputError(
+            f"a federation without Flower ({error})", "the package flwr", "pip install 'crossdistill[federated]'"
+        ) from error
+    FLOWER_LOGGER.setLevel(logging.ERROR)

@@ -1,0 +1,41 @@
+"""A guard against knowledge that does not belong to the samples: answers of two clients must agree row by row.
+
+The estimated distribution is a mean over samples, and hence blind to their order: a client that shuffles its rows keeps
+its weight. Two clients that looked at the same images agree more on each than on a random pair of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+LEAST_AGREEMENT = 0.2
+
+
+def agreement(knowledge: Array) -> Array:
+    """How far each pair agrees sample by sample, beyond what their means explain: ``(N, M, C)`` to ``(N, N)``.
+
+    The mean cosine of equal rows, less its expectation over shuffled rows, scaled so that 1 is perfect agreement and 0
+    (or less, then 0) what shuffling gives. Clients that answer all samples alike agree with nobody but themselves.
+    """
+    norms = np.linalg.norm(knowledge, axis=2, keepdims=True)
+    units = knowledge / np.maximum(norms, np.finfo(np.float64).tiny)
+    num_clients, num_samples, _ = units.shape
+    flat = units.reshape(num_clients, -1)
+    equal_rows = flat @ flat.T / num_samples
+    means = units.mean(axis=1)
+    shuffled_rows = means @ means.T
+    room = 1 - shuffled_rows
+    found: Array = np.clip(np.where(room > 1e-9, (equal_rows - shuffled_rows) / np.maximum(room, 1e-9), 0.0), 0.0, 1.0)
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+def heard(weights: Array, agreed: Array, *, least: float = LEAST_AGREEMENT) -> Array:
+    """Fusion weights ``(N, N)`` without the teachers that a client does not agree with; never without itself."""
+    left = np.where(agreed >= least, weights, 0.0)
+    np.fill_diagonal(left, np.maximum(weights.diagonal(), np.finfo(np.float64).tiny))
+    guarded: Array = left / left.sum(axis=1, keepdims=True)
+    return guarded
