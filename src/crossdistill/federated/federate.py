@@ -104,6 +104,7 @@ def execute(
         if several:
             say(f"run {index} of {len(members)}: {name}")
         root.begin(first)
+        RunFolder(out / name).begin(one)
         records.append(_run(one, out / name, name, say, workers))
     results = results_of(records, first, seconds=time.perf_counter() - start)
     root.write_results(results)

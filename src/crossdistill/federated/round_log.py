@@ -182,6 +182,7 @@ class RoundLog:
             "num_transfer": self.num_transfer,
             **rest,
         }
+        (self.folder / STATE).parent.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / METRICS, "".join(json.dumps({"kind": "round", **one}) + "\n" for one in self.rounds))
         write_text(self.folder / STATE, json.dumps(state))
 

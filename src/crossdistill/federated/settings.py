@@ -185,7 +185,7 @@ def load_settings(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Federa
     defaults = {"train": LOCAL_DEFAULTS, "tune": TUNE_DEFAULTS, "method": {"name": "kd"}}
     tree = {**tree, **{key: {**default, **tree.get(key, {})} for key, default in defaults.items()}}
     tree = overridden(tree, overrides)
-    given = tree.get("models") or list(SMALL)
+    given = tree.get("models", list(SMALL))
     tree["models"] = [_model(one) for one in (given if isinstance(given, list | tuple) else [given])]
     settings = validate(FederateSettings, tree)
     _check_data(settings)

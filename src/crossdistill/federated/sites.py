@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossdistill.data import CorruptImage, HeldSource, Source, Splits, Stream, open_labelled, open_source
-from crossdistill.data.sources.row_groups import read_column
+from crossdistill.data.sources.parquet import ParquetSource
+from crossdistill.data.sources.row_groups import read_column, read_metadata
+from crossdistill.data.sources.subset import Subset
 from crossdistill.errors import InputError, nearest
 from crossdistill.federated.partition import (
     Draw,
@@ -262,12 +264,7 @@ def _dealt(settings: FederateSettings, targets: Ids, left: Ids) -> list[Ids]:
 def _columns(settings: FederateSettings, splits: Splits, transfer: Images, left: Ids) -> tuple[Site, ...]:
     """A client for each value of a column; each is tested on images of its own."""
     column, train = settings.partition.column or "", splits.train
-    files: Sequence[Path] | None = getattr(getattr(train, "source", train), "files", None)
-    if files is None or any(file.suffix != ".parquet" for file in files):
-        raise InputError(
-            f"partition.kind=column for {train.name}", "parquet files", "give --data parquet:PATH, or folder per site"
-        )
-    groups = [cell for file in files for cell in read_column(file, column).to_pylist()]
+    groups = _column_of(train, column)
     parts = by_group(groups, left)
     _check_number(settings, list(parts), f"column {column!r}")
     sites = []
@@ -279,6 +276,30 @@ def _columns(settings: FederateSettings, splits: Splits, transfer: Images, left:
             Site(number, name, Images(train, kept), Images(train, held), transfer, Images(train, tested), None)
         )
     return _with_everyone(sites)
+
+
+def _column_of(source: Source, column: str) -> list[object]:
+    """The cells of a column, an image each."""
+    if isinstance(source, HeldSource):
+        return _column_of(source.source, column)
+    if isinstance(source, Subset):
+        cells = _column_of(source.source, column)
+        return [cells[index] for index in source.ids]
+    if not isinstance(source, ParquetSource):
+        raise InputError(
+            f"partition.kind=column for {source.name}",
+            "parquet files, whose rows have columns",
+            "give --data parquet:PATH, or --partition folder",
+        )
+    for file in source.files:
+        names = read_metadata(file).schema.to_arrow_schema().names
+        if column not in names:
+            raise InputError(
+                f"partition.column={column}, which {file} does not have",
+                f"one of its columns: {', '.join(names)}",
+                nearest(column, names),
+            )
+    return [cell for file in source.files for cell in read_column(file, column).to_pylist()]
 
 
 def _folders(settings: FederateSettings) -> tuple[Site, ...]:

@@ -1,7 +1,8 @@
 """A federation of each test, in folders of its own."""
 
 import pytest
-from tests.samples.federations import Run, small
+
+from samples.federations import Run, small
 
 
 @pytest.fixture

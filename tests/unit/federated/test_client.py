@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.samples.federations import small
 
 from crossdistill.contracts import Batch
 from crossdistill.errors import InputError
@@ -16,6 +15,7 @@ from crossdistill.federated.selection import certain, familiar
 from crossdistill.federated.sites import Images, sites_of
 from crossdistill.federated.teacher import GivenTeacher
 from crossdistill.losses import kd
+from samples.federations import small
 
 WANTS = frozenset({"knowledge"})
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message
-from tests.samples.federations import small
 
 from crossdistill.errors import InputError
 from crossdistill.federated.messages import FACTS, FIGURES, KNOWLEDGE
+from samples.federations import small
 
 
 def altered(number, change, *, only="train", rounds=(1, 2, 3)):

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from tests.oracles import knfu as oracle
-from tests.samples.federations import small
 
 from crossdistill.errors import InputError
 from crossdistill.federated.fusion import estimated_distribution
 from crossdistill.federated.knowledge import Knowledge
 from crossdistill.federated.strategies.auto import CANDIDATES
 from crossdistill.federated.strategy import STRATEGIES, Answer, Report, Told
+from oracles import knfu as oracle
+from samples.federations import small
 
 NUM, SAMPLES, CLASSES = 4, 12, 5
 
