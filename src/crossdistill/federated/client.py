@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ from crossdistill.contracts import UNLABELLED, Batch, InputSpec, Method
 from crossdistill.data import EvalLoader, TrainLoader
 from crossdistill.engine import connect, evaluate, fit
 from crossdistill.federated.knowledge import Knowledge
-from crossdistill.federated.memory import Memory, Past
+from crossdistill.federated.memory import Account, Memory, Past
+from crossdistill.federated.private import Spent, delta_for, noise_for, sampling, secret_seed, train_privately
 from crossdistill.federated.selection import familiar
 from crossdistill.federated.settings import FederateSettings, quiet_augment
 from crossdistill.federated.sites import Images, Site
@@ -97,9 +99,11 @@ class Client:
         if task.test:
             figures |= self.test(student)
         notes: list[str] = []
-        spent = past.spent if past else []
+        spent = past.spent if past else {}
         if not task.closing:
             spent = self._train(task, student, spent, notes)
+        if spent.get("epsilon", math.inf) < math.inf:
+            figures["epsilon"] = spent["epsilon"]
         figures["seconds"] = time.perf_counter() - start
         method_state = method.state_dict()
         self.memory.keep(
@@ -154,20 +158,45 @@ class Client:
             method.load_state_dict(kept[1])
         return {"val_before": before, "val_after": after, "rejected": float(rejected)}
 
-    def _train(self, task: Task, student: StagedModel, spent: list[Any], notes: list[str]) -> list[Any]:
+    def _train(self, task: Task, student: StagedModel, spent: Account, notes: list[str]) -> Account:
         """Train on the client's own labels; what that has cost of a privacy budget so far."""
         images, settings = self.site.train, self.settings
         if len(images) < FEWEST:
             notes.append(f"{len(images)} image(s) to train on: not trained")
             return spent
-        seed = seed_of(settings.seed, self.site.client, task.round, 3)
         if settings.privacy.on:
-            from crossdistill.federated.noisy import train_noisily
-
-            return train_noisily(student, images, settings, spent=spent, seed=seed)
+            return self._train_privately(student, spent)
+        seed = seed_of(settings.seed, self.site.client, task.round, 3)
         loader = self._loader(images, student, task, labelled=True)
         fit(student, NoDistillation(), None, loader, None, settings=settings.train, seed=seed, device=settings.device)
         return spent
+
+    def _train_privately(self, student: StagedModel, account: Account) -> Account:
+        """The same with differential privacy of each image; what was spent by then."""
+        images, settings, privacy = self.site.train, self.settings, self.settings.privacy
+        delta = delta_for(len(images), privacy.delta)
+        spent = Spent(list(account.get("history", [])), delta)
+        noise = privacy.noise_multiplier
+        if noise is None:
+            rate, steps = sampling(len(images), settings.train)
+            assert privacy.epsilon is not None  # one of the two is given
+            noise = noise_for(privacy.epsilon, delta, rate, steps * settings.rounds)
+        train_privately(
+            student,
+            images.source,
+            images.ids,
+            images.source.targets,
+            train=settings.train,
+            noise_multiplier=noise,
+            max_grad_norm=privacy.max_grad_norm,
+            seed=secret_seed(self.memory.folder),
+            device=self.accelerator.device,
+            spent=spent,
+            limit=privacy.epsilon,
+            workers=settings.data.workers,
+            max_corrupt_share=settings.data.max_corrupt_share,
+        )
+        return {"history": spent.history, "delta": delta, "epsilon": spent.epsilon}
 
     def _loader(self, images: Images, student: StagedModel, task: Task, *, labelled: bool) -> TrainLoader:
         """Batches to learn from: the client's own images with random changes, those of the transfer set without."""

@@ -12,6 +12,7 @@ from crossdistill.engine import reporter
 from crossdistill.errors import InputError
 from crossdistill.federated.centralised import pool_and_train
 from crossdistill.federated.knowledge import check_transport
+from crossdistill.federated.private import check_network as check_private
 from crossdistill.federated.results import federation_of, results_of
 from crossdistill.federated.round_log import RoundLog
 from crossdistill.federated.server import Federation
@@ -130,12 +131,14 @@ def check(settings: FederateSettings) -> None:
             "give one --models, or choose a strategy that sends predictions",
         )
     for model in names.values():
-        _check_network(model, sites[0])
+        _check_network(model, sites[0], private=settings.privacy.on)
 
 
-def _check_network(model: ModelSettings, site: Site) -> None:
+def _check_network(model: ModelSettings, site: Site, *, private: bool) -> None:
     """Build a network once, so that one that does not fit is refused now."""
-    model_of(model, site.class_names)
+    made = model_of(model, site.class_names)
+    if private:
+        check_private(made)
 
 
 def _members(

@@ -108,7 +108,8 @@ def _spread(arrays: Mapping[str, NDArray[Any]], shape: tuple[int, int]) -> NDArr
     if values.ndim != 2 or values.shape[0] != num_rows or not 1 <= values.shape[1] < num_classes:
         raise Refused(f"array {TOP_VALUES} of shape {values.shape}, where ({num_rows}, k < {num_classes}) was expected")
     values = _array(arrays, TOP_VALUES, values.shape, kinds="f").astype(np.float64)
-    classes = _array(arrays, TOP_CLASSES, values.shape, kinds="u").astype(np.int64)
+    named = _array(arrays, TOP_CLASSES, values.shape, kinds="u")
+    classes = np.minimum(named, num_classes).astype(np.int64)  # the largest unsigned numbers would become negative
     if (classes >= num_classes).any() or (np.diff(classes, axis=1) <= 0).any():
         raise Refused(f"array {TOP_CLASSES} with classes out of range or named twice")
     if not np.isfinite(values).all() or (values < 0).any() or (values.sum(axis=1) > 1 + SUM_TOLERANCE).any():

@@ -18,6 +18,9 @@ from crossdistill.files import write_bytes, writing
 KEPT = 2
 """Rounds that are kept: a server that was killed repeats the round that it had not finished."""
 
+Account = dict[str, Any]
+"""What training has cost of a privacy budget, as plain data; empty where there is none."""
+
 _STUDENT, _METHOD, _FACTS = "student.", "method.", "facts"
 
 
@@ -25,7 +28,7 @@ _STUDENT, _METHOD, _FACTS = "student.", "method.", "facts"
 class Past:
     """A client after a round: weights of its network and its method, and what it would answer of that round.
 
-    ``spent`` is what training has cost of a privacy budget so far, in the words of its accountant.
+    ``spent`` is what training has cost of a privacy budget so far: the accountant's history, delta and epsilon.
     """
 
     round: int
@@ -33,7 +36,7 @@ class Past:
     method: Mapping[str, Tensor]
     figures: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    spent: list[Any] = field(default_factory=list)
+    spent: Account = field(default_factory=dict)
 
 
 class Memory:

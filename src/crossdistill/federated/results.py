@@ -125,6 +125,12 @@ def _warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{title}, seed {record['seed']}: in {rejected} of {offered} cases a client went back, since what was "
                 "fused made it worse on labels of its own"
             )
+        spent = [one["epsilon"] for each in record["rounds"] for one in each["clients"].values() if one.get("epsilon")]
+        if spent:
+            found.append(
+                f"{title}, seed {record['seed']}: local training with differential privacy of each training image, "
+                f"epsilon {max(spent):.2f} at most over all rounds; figures and the number of images are outside of it"
+            )
         empty = [client["name"] for client in record["clients"] if client["num_train"] < 2]
         if empty:
             found.append(f"clients without images to train on: {', '.join(empty[:5])}{' …' if len(empty) > 5 else ''}")

@@ -102,6 +102,7 @@ class RoundLog:
             own["bytes_down"] = bytes_down  # what was fused in the round before comes with this exchange
         own = self._client(round_, member.client)
         own |= {"status": "ok", "bytes_up": bytes_up, "seconds": figures.get("seconds")}
+        own["epsilon"] = figures.get("epsilon")  # of all training until then, this round's included
         self._round(round_)["notes"].extend(f"client {member.client}: {note}" for note in notes)
 
     def missing(self, round_: int, member: Member, *, status: str, why: str) -> None:

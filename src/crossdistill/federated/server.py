@@ -161,7 +161,8 @@ class Federation(FlowerStrategy):
                 teacher=told.teacher,
                 weights=dict(told.weights) if told.weights is not None else None,
                 closing=closing,
-                test=closing or (round_ - 1) % self.settings.eval_every == 0,
+                # A test is of the round before; before the first one there is nothing to test.
+                test=closing or (round_ > 1 and (round_ - 1) % self.settings.eval_every == 0),
             )
             records = pack_task(task, self.settings)
             self.asked[member.node] = (member, size_of(records))

@@ -66,8 +66,9 @@ class PartitionSettings(Strict):
     samples: int | None = Field(None, ge=1, description="images of each client; default: all, in equal parts")
     shards: int = Field(2, ge=1, description="shards: how many each client gets, each of one class or two")
     column: str | None = Field(None, description="column: its name; every value is a client")
-    test_share: float = Field(
-        0.2, gt=0, lt=1, description="column, folder: share of a site's images to test on, where it brings no test set"
+    test_share: float = Field(0.2, gt=0, lt=1, description="column: share of a client's images to test on")
+    test_limit: int | None = Field(
+        None, ge=1, description="test on so many of the set's test images at most, drawn once for all clients"
     )
 
 

@@ -238,13 +238,21 @@ def _parts(settings: FederateSettings) -> tuple[Site, ...]:
     if settings.partition.kind == "column":
         return _columns(settings, splits, transfer, left)
     named = {f"client {number}": part for number, part in enumerate(_dealt(settings, targets, left))}
-    test = Images(splits.evaluation, np.arange(len(splits.evaluation.targets), dtype=np.int64))
+    test = Images(splits.evaluation, _tested(settings, len(splits.evaluation.targets)))
     sites = []
     for number, (name, part) in enumerate(named.items()):
         kept, held = _private(settings, targets, part, number)
         shares = histogram(targets, part, len(train.class_names)) / max(len(part), 1)
         sites.append(Site(number, name, Images(train, kept), Images(train, held), transfer, test, shares))
     return tuple(sites)
+
+
+def _tested(settings: FederateSettings, count: int) -> Ids:
+    """All test images, or as many as are wanted."""
+    limit = settings.partition.test_limit
+    if limit is None or limit >= count:
+        return np.arange(count, dtype=np.int64)
+    return np.sort(generator(settings.seed, Draw.TEST).permutation(count)[:limit])
 
 
 def _dealt(settings: FederateSettings, targets: Ids, left: Ids) -> list[Ids]:

@@ -175,6 +175,26 @@ def test_other_methods_on_logits_fine_tune_as_well(method, tmp_path):
     assert bool(client.memory.before(2).method) == (method == "ofa")  # exit branches are kept from round to round
 
 
+def test_noisy_training_keeps_its_account_from_round_to_round(tmp_path):
+    from crossdistill.federated.private import noise_for, sampling
+
+    settings = small("privacy.epsilon=4", rounds=3)
+    client = client_of(settings, tmp_path / "a")
+    spent = [client.carry_out(task(round_)).figures["epsilon"] for round_ in (1, 2, 3)]
+    assert spent == sorted(spent)
+    assert spent[0] < spent[1] < spent[2] <= 4
+    rate, steps = sampling(24, settings.train)
+    history = client.memory.before(3).spent["history"]
+    assert history == [[pytest.approx(noise_for(4, 24**-1.1, rate, 3 * steps)), rate, 3 * steps]]
+    with pytest.raises(InputError, match="epsilon"):
+        client.carry_out(task(4))
+
+
+def test_batch_normalisation_has_no_noisy_training(tmp_path):
+    with pytest.raises(InputError, match=r"batch normalisation|BatchNorm"):
+        client_of(small("privacy.noise_multiplier=1", models=["cnn"]), tmp_path).carry_out(task())
+
+
 def test_the_given_teacher_answers_with_logits_that_give_its_probabilities(settings):
     random = np.random.default_rng(0)
     soft = random.dirichlet(np.ones(10), size=6).astype(np.float32)

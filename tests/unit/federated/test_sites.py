@@ -58,6 +58,13 @@ def test_another_seed_deals_otherwise_and_another_strategy_does_not(settings):
     assert not np.array_equal(other[0].train.ids, sites_of(settings)[0].train.ids)
 
 
+def test_fewer_test_images_may_do(settings):
+    few = sites_of(small("partition.test_limit=50"))
+    assert len(few[0].test) == 50
+    assert np.array_equal(few[0].test.ids, few[1].test.ids)
+    assert len(sites_of(settings)[0].test) > 300
+
+
 def test_a_set_of_its_own_may_be_the_transfer_set(settings, tmp_path):
     write_images(tmp_path / "shared", 9)
     sites = sites_of(small(transfer={"source": f"folder:{tmp_path / 'shared'}"}))
