@@ -29,6 +29,7 @@ from crossdistill.analysis.environment import environment
 from crossdistill.federated.centralised import pool_and_train
 from crossdistill.federated.client_app import build_app
 from crossdistill.federated.direct import DirectGrid
+from crossdistill.federated.environment import quiet
 from crossdistill.federated.messages import KNOWLEDGE, record_of
 from crossdistill.federated.round_log import RoundLog
 from crossdistill.federated.server import Federation
@@ -53,6 +54,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "args": {"num_blocks": 2}},
 }
 STRATEGIES = ("local", "self", "fedmd", "feddf", "selective_fd", "knfu", "auto", "centralised")
+NOISY = ("train.optimizer=sgd", "train.momentum=0", "train.lr=2", "train.batch_size=64", "privacy.max_grad_norm=0.3")
+"""Noise wants large steps of few: Adam at a small batch learns next to nothing."""
+
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{name: (name, ()) for name in (*STRATEGIES, "epd_true")},
     "fedavg, cnn": ("fedavg", ("families=cnn",)),
@@ -73,7 +77,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"{name}, no cnn{f', epsilon {epsilon}' if epsilon else ''}": (
             name,
-            ("families=transformer mlp", *((f"privacy.epsilon={epsilon}",) if epsilon else ())),
+            ("families=transformer mlp", *((f"privacy.epsilon={epsilon}", *NOISY) if epsilon else ())),
         )
         for name in ("knfu", "local")
         for epsilon in (None, 8, 2)
@@ -120,7 +124,7 @@ def run(settings: FederateSettings, *, attacked: bool) -> dict[str, Any]:
         if settings.strategy == "centralised":
             pool_and_train(settings, log, print)
         else:
-            app = build_app({"folder": f"{name}/clients", "verbose": True})
+            app = build_app({"folder": f"{name}/clients", "simulated": True})
             grid = DirectGrid(app, CLIENTS)
             if attacked:
                 grid.apps = {node: shuffling(app) if node <= ATTACKERS else app for node in grid.apps}
@@ -246,6 +250,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows-only", action="store_true", help="run nothing")
     options = parser.parse_args()
+    quiet()
     torch.set_num_threads(options.threads)
     for seed in options.seeds if not options.rows_only else ():
         for alpha, samples, variant in cells(options):

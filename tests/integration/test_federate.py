@@ -130,7 +130,8 @@ def test_one_folder_a_site(tmp_path):
         "--models",
         "mlp",
     ]
-    assert cli.run([*given, "--models", "mlp", *more, *[one for one in QUICK if "=" in one and "limit" not in one]]) == 0
+    quick = [one for one in QUICK if "=" in one and "limit" not in one]
+    assert cli.run([*given, "--models", "mlp", *more, *quick]) == 0
     (record,) = results_in(out)["federation"]
     assert [client["name"] for client in record["clients"]] == ["north", "south", "west"]
     assert record["class_names"] == ["ant", "bee", "cat"]

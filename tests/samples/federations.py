@@ -36,7 +36,7 @@ class Run:
         self.said: list[str] = []
         self.log = RoundLog(folder / "run")
         self.federation = Federation(settings, self.log, self.said.append)
-        self.app = build_app({"folder": str(folder / "clients"), "verbose": True})
+        self.app = build_app({"folder": str(folder / "clients"), "simulated": True})
         self.grid = DirectGrid(apps(self.app) if apps else self.app, settings.clients)
 
     def go(self) -> "Run":

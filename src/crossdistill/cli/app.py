@@ -12,6 +12,7 @@ from crossdistill.cli import (
     distill,
     evaluate,
     federate,
+    federation,
     methods,
     models,
     predict,
@@ -37,6 +38,7 @@ app = typer.Typer(
 for command in (quickstart, train, distill, pretrain, federate, store, evaluate, predict, data, methods, models):
     app.command(name=command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(probe.app, name="probe")
+app.add_typer(federation.app, name="federation")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(bench.app, name="bench")
 

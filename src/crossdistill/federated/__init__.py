@@ -1,11 +1,34 @@
 """Owners who share neither data nor weights: KnFu and its baselines on Flower."""
 
-from crossdistill.federated.environment import quiet
+from __future__ import annotations
 
-quiet()
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from crossdistill.federated.federate import execute, federate  # noqa: E402  (Flower must be quiet before it is imported)
-from crossdistill.federated.settings import FederateSettings, load_settings  # noqa: E402
-from crossdistill.federated.strategy import STRATEGIES  # noqa: E402
+from crossdistill.federated.environment import keep_to_itself, quiet
+
+if TYPE_CHECKING:
+    from crossdistill.federated.federate import execute, federate
+    from crossdistill.federated.settings import FederateSettings, load_settings
+    from crossdistill.federated.strategy import STRATEGIES
+
+_HOMES = {
+    "execute": "federate",
+    "federate": "federate",
+    "FederateSettings": "settings",
+    "load_settings": "settings",
+    "STRATEGIES": "strategy",
+}
 
 __all__ = ["STRATEGIES", "FederateSettings", "execute", "federate", "load_settings"]
+
+keep_to_itself()
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is asked for: fusion alone needs neither Flower nor PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOMES[name] == "federate":
+        quiet()
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

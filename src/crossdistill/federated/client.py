@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crossdistill.contracts import UNLABELLED, Batch, InputSpec, Method
 from crossdistill.data import EvalLoader, TrainLoader
 from crossdistill.engine import connect, evaluate, fit
+from crossdistill.errors import InputError
 from crossdistill.federated.knowledge import Knowledge
 from crossdistill.federated.memory import Account, Memory, Past
 from crossdistill.federated.private import Spent, delta_for, noise_for, sampling, secret_seed, train_privately
@@ -73,10 +74,21 @@ class Client:
         site: its images.
         settings: those of the federation.
         memory: where its network is kept between rounds.
+        budget: most epsilon that this client spends, whatever the server asks for; ``None`` leaves it to the server.
+        simulated: noise follows the seed of the settings, which a real server knows and could take off again.
     """
 
-    def __init__(self, site: Site, settings: FederateSettings, memory: Memory) -> None:
+    def __init__(
+        self,
+        site: Site,
+        settings: FederateSettings,
+        memory: Memory,
+        *,
+        budget: float | None = None,
+        simulated: bool = False,
+    ) -> None:
         self.site, self.settings, self.memory = site, settings, memory
+        self.budget, self.simulated = budget, simulated
         self.accelerator: Accelerator = connect(settings.device, settings.train.precision)
 
     def carry_out(self, task: Task) -> Reply:
@@ -166,6 +178,12 @@ class Client:
             return spent
         if settings.privacy.on:
             return self._train_privately(student, spent)
+        if self.budget is not None:
+            raise InputError(
+                f"training without differential privacy on a client that spends epsilon {self.budget:g} at most",
+                "privacy.epsilon or privacy.noise_multiplier",
+                "set one where the run is submitted",
+            )
         seed = seed_of(settings.seed, self.site.client, task.round, 3)
         loader = self._loader(images, student, task, labelled=True)
         fit(student, NoDistillation(), None, loader, None, settings=settings.train, seed=seed, device=settings.device)
@@ -189,14 +207,20 @@ class Client:
             train=settings.train,
             noise_multiplier=noise,
             max_grad_norm=privacy.max_grad_norm,
-            seed=secret_seed(self.memory.folder),
+            seed=self._noise_seed(),
             device=self.accelerator.device,
             spent=spent,
-            limit=privacy.epsilon,
+            limit=min((one for one in (privacy.epsilon, self.budget) if one is not None), default=None),
             workers=settings.data.workers,
             max_corrupt_share=settings.data.max_corrupt_share,
         )
         return {"history": spent.history, "delta": delta, "epsilon": spent.epsilon}
+
+    def _noise_seed(self) -> int:
+        """What noise is drawn from: a secret of this client, unless all is one machine's play."""
+        if self.simulated:
+            return seed_of(self.settings.seed, self.site.client, 0, 6)
+        return secret_seed(self.memory.folder)
 
     def _loader(self, images: Images, student: StagedModel, task: Task, *, labelled: bool) -> TrainLoader:
         """Batches to learn from: the client's own images with random changes, those of the transfer set without."""

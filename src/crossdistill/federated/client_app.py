@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import traceback
 import weakref
@@ -31,6 +32,9 @@ FAILED = "failed"
 
 _RUN_CODE = "file:"
 
+_PATH = re.compile(r"\S*[/\\]\S*")
+"""Words with a slash: names of folders and files say more than a server must know."""
+
 Facts = Mapping[str, Any]
 """What a node says of itself, by the names that its node config has."""
 
@@ -39,8 +43,8 @@ def build_app(local: Facts) -> ClientApp:
     """A ClientApp whose node has these facts, beside those of its node config.
 
     Args:
-        local: ``folder`` to keep networks in, ``threads``, and ``verbose``, which lets the server know more of what
-            went wrong; for simulations, where all is one machine.
+        local: ``folder`` to keep networks in, ``threads``, ``epsilon`` (the most that this client spends), and
+            ``simulated`` where all is one machine: the server then learns exactly what went wrong, and runs repeat.
     """
     made = ClientApp()
     for register, handler in ((made.query, _join), (made.train, _carry_out), (made.evaluate, _carry_out)):
@@ -49,25 +53,27 @@ def build_app(local: Facts) -> ClientApp:
 
 
 def _answering(handler: Callable[[Message, Facts], RecordDict], local: Facts) -> Callable[[Message, Context], Message]:
-    """Send back what went wrong in words that hold no data of the client; Flower would send the whole traceback."""
+    """Send back what went wrong without the client's paths and data; Flower would send the whole traceback."""
 
     def answer(message: Message, context: Context) -> Message:
         try:
             content = handler(message, {**local, **context.node_config})
         except InputError as error:
-            content = _failed(f"{error.given}; expected {error.expected}")
+            content = failed(error, f"{error.given}; expected {error.expected}")
         except Refused as error:
-            content = _failed(f"what the server sent: {error}")
+            content = failed(error, f"what the server sent: {error}")
         except Exception as error:
-            traceback.print_exc()  # on the node's own console
-            content = _failed(f"{type(error).__name__}{f': {error}' if local.get('verbose') else ' on the client'}")
+            traceback.print_exc()
+            content = failed(error, f"{type(error).__name__}{f': {error}' if local.get('simulated') else ''}")
         return Message(content, reply_to=message)
 
+    def failed(error: Exception, words: str) -> RecordDict:
+        if not local.get("simulated"):
+            print(error, flush=True)  # all of it, on the node's own console
+            words = _PATH.sub("…", words)
+        return RecordDict({FACTS: ConfigRecord({FAILED: words[:500]})})
+
     return answer
-
-
-def _failed(words: str) -> RecordDict:
-    return RecordDict({FACTS: ConfigRecord({FAILED: words[:500]})})
 
 
 def _join(message: Message, node: Facts) -> RecordDict:
@@ -96,7 +102,14 @@ def _carry_out(message: Message, node: Facts) -> RecordDict:
     if "threads" in node:
         torch.set_num_threads(int(node["threads"]))
     task = unpack_task(message.content, num_samples=len(site.transfer), num_classes=len(site.class_names))
-    client = Client(site, settings, Memory(_folder(settings, site, node)))
+    budget = node.get("epsilon")
+    client = Client(
+        site,
+        settings,
+        Memory(_folder(settings, site, node)),
+        budget=None if budget is None else float(budget),
+        simulated=bool(node.get("simulated", False)),
+    )
     return pack_reply(client.carry_out(task), site.client, settings)
 
 

@@ -17,14 +17,18 @@ QUIET = {
 """No telemetry, no question for updates, no installation of packages while a run begins."""
 
 
+def keep_to_itself() -> None:
+    """Set what is not set otherwise; before Flower is imported, which reads some of it then."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
 def quiet() -> None:
-    """Set what is not set otherwise, before Flower is imported, since it reads some of it then.
+    """Have Flower say nothing but errors.
 
     Raises:
         InputError: Flower is not installed.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     try:
         from flwr.supercore.logger import FLOWER_LOGGER
     except ImportError as error:

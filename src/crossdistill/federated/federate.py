@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import crossdistill.federated.panels  # noqa: F401  (registers the panels of its report)
 from crossdistill.engine import reporter
 from crossdistill.errors import InputError
 from crossdistill.federated.centralised import pool_and_train
 from crossdistill.federated.knowledge import check_transport
-from crossdistill.federated.private import check_network as check_private
+from crossdistill.federated.private import check_network
 from crossdistill.federated.results import federation_of, results_of
 from crossdistill.federated.round_log import RoundLog
 from crossdistill.federated.server import Federation
-from crossdistill.federated.settings import FederateSettings, load_settings
+from crossdistill.federated.settings import FederateSettings, check_private, load_settings
 from crossdistill.federated.simulation import simulate
 from crossdistill.federated.sites import Site, sites_of
 from crossdistill.federated.strategy import STRATEGIES
@@ -120,6 +121,8 @@ def check(settings: FederateSettings) -> None:
         InputError: naming what does not fit.
     """
     strategy = STRATEGIES.get(settings.strategy).value
+    if settings.privacy.on:
+        check_private(settings)
     sites = sites_of(settings)
     check_transport(settings.transport.kind, settings.transport.top_k, len(sites[0].class_names))
     names = {settings.model_for(site.client).model_dump_json(): settings.model_for(site.client) for site in sites}
@@ -138,7 +141,7 @@ def _check_network(model: ModelSettings, site: Site, *, private: bool) -> None:
     """Build a network once, so that one that does not fit is refused now."""
     made = model_of(model, site.class_names)
     if private:
-        check_private(made)
+        check_network(made)
 
 
 def _members(

@@ -98,6 +98,6 @@ def effective_neighbours(weights: Array) -> Array:
 
 def sharpen(knowledge: Array, power: float) -> Array:
     """Probabilities ``(..., C)`` of temperature T as those of temperature T / power: raised to it, and normalised."""
-    raised = knowledge**power
+    raised = (knowledge / knowledge.max(axis=-1, keepdims=True)) ** power  # the largest stays, however small it is
     sharpened: Array = raised / raised.sum(axis=-1, keepdims=True)
     return sharpened

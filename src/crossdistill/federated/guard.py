@@ -19,6 +19,9 @@ def agreement(knowledge: Array) -> Array:
 
     The mean cosine of equal rows, less its expectation over shuffled rows, scaled so that 1 is perfect agreement and 0
     (or less, then 0) what shuffling gives. Clients that answer all samples alike agree with nobody but themselves.
+
+    By chance a shuffled pair agrees by about ``(M (C - 1)) ** -0.5``: with fewer than some 200 samples that may come
+    near the limit that is asked for.
     """
     norms = np.linalg.norm(knowledge, axis=2, keepdims=True)
     units = knowledge / np.maximum(norms, np.finfo(np.float64).tiny)

@@ -84,7 +84,9 @@ class Members:
         said, notes = {}, []
         for reply in replies:
             node, facts = reply.metadata.src_node_id, facts_of(reply)
-            if FAILED in facts:
+            if reply.has_error():  # of a node that is gone, Flower's own node answers
+                notes.append("a node did not answer when it was to join; it will be asked again")
+            elif FAILED in facts:
                 notes.append(self._turn_away(node, f"node {node}: {facts[FAILED]}"))
             else:
                 said[node] = facts

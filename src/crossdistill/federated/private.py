@@ -215,8 +215,8 @@ def train_privately(
 ) -> Spent:
     """Train a student on labelled images with differential privacy of each; only its weights change.
 
-    All of it is one call's: momenta of the optimiser and schedule begin anew in each. An image that cannot be read, or
-    whose gradient is not finite, counts as one that wants nothing changed.
+    Momenta and schedule begin anew in each call. An image that cannot be read, or whose gradient is not finite, counts
+    as one that wants nothing changed.
 
     Args:
         ids: the images, by id; those without a class are left out.
@@ -249,17 +249,11 @@ def train_privately(
     rate, steps = sampling(len(labelled), train)
     once, of_draws, of_noise = _seeds(seed, spent.steps, steps)
     plain = build_optimizer(learner, train)
-    loader = TrainLoader(
-        source,
-        labelled,
-        targets,
-        {"student": student.spec.input},
-        augment,
-        seed=once[0],
-        batch_size=train.batch_size,
-        workers=workers,
-        max_corrupt_share=max_corrupt_share,
-    )
+    reading: dict[str, Any] = {"workers": workers, "max_corrupt_share": max_corrupt_share, "seed": once[0]}
+    views = {"student": student.spec.input}
+    loader = TrainLoader(source, labelled, targets, views, augment, batch_size=train.batch_size, **reading)
+    per_epoch = num_steps(len(labelled), train.batch_size)
+    rates = LearningRate(plain, train, total_steps=steps, steps_per_epoch=per_epoch)
     with forked(device), deterministic(device):
         torch.manual_seed(once[1])  # of dropout and the like
         plan = _plan(labelled, rate, _at_once(train, learner), of_draws)
@@ -271,9 +265,6 @@ def train_privately(
             generator=torch.Generator(device),
         )
         _pay(spent, noise_multiplier, rate, steps, limit)
-        rates = LearningRate(
-            plain, train, total_steps=steps, steps_per_epoch=num_steps(len(labelled), train.batch_size)
-        )
         _run(learner, loader, plan, optimizer, rates, of_noise)
         _check_finite(learner, train)
     student.load_state_dict(learner.student.state_dict())

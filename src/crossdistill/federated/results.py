@@ -34,10 +34,17 @@ def federation_of(settings: FederateSettings, log: RoundLog, *, folder: str) -> 
         "class_names": list(log.class_names),
         "transfer": {"source": settings.transfer.source or settings.data.source, "num_samples": log.num_transfer},
         "clients": [log.clients[client] for client in sorted(log.clients)],
-        "rounds": log.rounds,
+        "rounds": _thinned(log.rounds),
         "final": {**figures, "offered": len(offered), "rejected": sum(bool(one.get("rejected")) for one in offered)},
         "chosen": log.chosen,
     }
+
+
+def _thinned(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rounds with the weights of the first and the last fused one, which grow with the square of the clients."""
+    fused = [index for index, one in enumerate(rounds) if one["weights"] is not None]
+    kept = {fused[0], fused[-1]} if fused else set()
+    return [{**one, "weights": one["weights"] if index in kept else None} for index, one in enumerate(rounds)]
 
 
 def results_of(records: Sequence[Mapping[str, Any]], settings: FederateSettings, *, seconds: float) -> Results:

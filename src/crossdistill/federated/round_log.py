@@ -105,11 +105,11 @@ class RoundLog:
         own["epsilon"] = figures.get("epsilon")  # of all training until then, this round's included
         self._round(round_)["notes"].extend(f"client {member.client}: {note}" for note in notes)
 
-    def missing(self, round_: int, member: Member, *, status: str, why: str) -> None:
-        """Note that a client's answer is missing or not usable."""
-        own = self._client(round_, member.client)
+    def missing(self, round_: int, client: int, *, status: str, why: str) -> None:
+        """Note that the answer of a client, which joined before, is missing or not usable."""
+        own = self._client(round_, client)
         own |= {"status": status, "reason": why}
-        self._round(round_)["notes"].append(f"client {member.client} ({member.name}) {status}: {why}")
+        self._round(round_)["notes"].append(f"client {client} ({self.clients[client]['name']}) {status}: {why}")
 
     def reasons(self, round_: int) -> list[str]:
         """Why answers of a round are missing."""
@@ -119,7 +119,7 @@ class RoundLog:
         """Note what was made of the answers."""
         own = self._round(round_)
         own["members"] = list(fused.members)
-        own["weights"] = None if fused.matrix is None else fused.matrix.tolist()
+        own["weights"] = None if fused.matrix is None else np.round(fused.matrix, 6).tolist()
         own["notes"].extend(fused.notes)
 
     def gains(self, round_: int) -> dict[int, float]:

@@ -152,6 +152,9 @@ class Federation(FlowerStrategy):
     def _messages(self, round_: int, *, closing: bool) -> list[Message]:
         self.asked, self.closing = {}, closing
         messages = []
+        present = {member.client for member in self.members.present}
+        for client in sorted(self.log.clients.keys() - present):
+            self.log.missing(round_, client, status="absent", why="not connected")
         for member in self.members.present:
             told = self.told.get(member.client, Told())
             task = Task(
@@ -172,24 +175,27 @@ class Federation(FlowerStrategy):
 
     def _take(self, round_: int, replies: Iterable[Message]) -> list[Answer]:
         """The answers that hold what was asked for, ordered by client; all others are recorded with the reason."""
-        answers = []
+        answers, unreachable = [], 0
         open_ = dict(self.asked)
         for reply in replies:
             if reply.metadata.src_node_id not in open_:
+                unreachable += reply.has_error()  # Flower answers itself for a node that is gone
                 continue
             member, sent = open_.pop(reply.metadata.src_node_id)
             facts = facts_of(reply)
             if FAILED in facts:
-                self.log.missing(round_, member, status="absent" if reply.has_error() else "failed", why=facts[FAILED])
+                status = "absent" if reply.has_error() else "failed"
+                self.log.missing(round_, member.client, status=status, why=facts[FAILED])
                 continue
             self._note(round_, member, reply.content, sent)
             try:
                 answers.append(self._answer(member, reply.content, facts))
             except Refused as refused:
-                self.log.missing(round_, member, status="refused", why=str(refused))
+                self.log.missing(round_, member.client, status="refused", why=str(refused))
+        late = f"no answer within {self.settings.patience:g} s"
         for member, _ in open_.values():
-            why = f"no answer within {self.settings.patience:g} s"
-            self.log.missing(round_, member, status="absent", why=why)
+            why = "its node is gone" if unreachable >= len(open_) else late
+            self.log.missing(round_, member.client, status="absent", why=why)
         if not answers and self.asked:
             reasons = "; ".join(self.log.reasons(round_)) or "no client was asked"
             raise InputError(
@@ -222,6 +228,8 @@ class Federation(FlowerStrategy):
         knowledge = weights = counts = None
         if "knowledge" in wants:
             knowledge = unpack_knowledge(records, **sizes)
+            if "selection" not in wants and not knowledge.rows.all():
+                raise Refused("answers to some of the images only")
         if "weights" in wants:
             weights = unpack_weights(records, self.shapes.get(member.architecture, {}))
             self.shapes.setdefault(member.architecture, shapes_of(weights))

@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+import crossdistill.federated.panels  # noqa: F401  (registers the panels of its report)
 from crossdistill.errors import InputError
 from crossdistill.federated.results import federation_of, results_of
 from crossdistill.federated.round_log import RoundLog

@@ -190,6 +190,8 @@ def load_settings(tree: dict[str, Any], overrides: Iterable[str] = ()) -> Federa
     tree["models"] = [_model(one) for one in (given if isinstance(given, list | tuple) else [given])]
     settings = validate(FederateSettings, tree)
     _check_data(settings)
+    if settings.privacy.on:
+        check_private(settings)
     return settings.model_copy(update={"method": _method(settings)})
 
 
@@ -239,6 +241,28 @@ def _check_data(settings: FederateSettings) -> None:
             )
     if data.augment.mixup or data.augment.cutmix:
         raise InputError("data.augment.mixup or cutmix for a federation", "no mixing", "leave it out")
+
+
+REVEALING = ("epd_true", "selective_fd")
+"""Strategies for which a client sends what it reads off its images themselves, past any noise."""
+
+
+def check_private(settings: FederateSettings) -> None:
+    """Refuse what would go past the noise, or what noisy training does not hear."""
+    data, privacy = settings.data, settings.privacy
+    wrong = {
+        "privacy.noise_multiplier=0, which bounds nothing": privacy.noise_multiplier == 0,
+        f"data.sampling={data.sampling}": data.sampling != "shuffled",
+        "data.augment": data.augment != AugmentSettings(),
+        f"strategy {settings.strategy!r}, which sends what no noise was added to": settings.strategy in REVEALING,
+    }
+    found = [name for name, is_wrong in wrong.items() if is_wrong]
+    if found:
+        raise InputError(
+            f"{'; '.join(found)}, with differential privacy",
+            "what noisy training can bound",
+            "leave it out, or do without privacy.*",
+        )
 
 
 def quiet_augment() -> AugmentSettings:

@@ -41,7 +41,7 @@ def simulate(federation: Federation, folder: Path, *, workers: int | None) -> No
     settings = federation.settings
     cores = num_cores()
     count = min(cores, settings.clients) if workers is None else min(workers, settings.clients)
-    facts = {"folder": str((folder / CLIENTS).resolve()), "verbose": True}
+    facts = {"folder": str((folder / CLIENTS).resolve()), "simulated": True}
     if count == 0:
         federation.run(DirectGrid(build_app(facts), settings.clients))
         return

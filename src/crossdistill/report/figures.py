@@ -18,33 +18,33 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from crossdistill.report.history import Axis, Curve
 
 NUM_SERIES_COLOURS = 6
-_INK, _MUTED, _RULE = "#000001", "#000002", "#000003"
+INK, MUTED, RULE = "#000001", "#000002", "#000003"
 _TEACHER = "#000010"
 _SERIES = tuple(f"#0000{16 + index:02d}" for index in range(NUM_SERIES_COLOURS))
 # Colours never meant to be seen: each is replaced by a variable of the page's style sheet.
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _RULE: "--rule", _TEACHER: "--teacher"} | {
+_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", _TEACHER: "--teacher"} | {
     colour: f"--series-{index}" for index, colour in enumerate(_SERIES)
 }
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "crossdistill",
     "text.parse_math": False,
     "font.size": 10.5,
-    "axes.edgecolor": _RULE,
-    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.spines.left": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.unicode_minus": True,
-    "grid.color": _RULE,
+    "grid.color": RULE,
     "grid.linewidth": 0.6,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
-    "text.color": _INK,
+    "text.color": INK,
     "lines.solid_capstyle": "round",
 }
 
@@ -79,8 +79,8 @@ def line_chart(
     series: Sequence[Series], *, axis: Axis, percent: bool, size: tuple[float, float], identifier: str, label: str
 ) -> Markup:
     """Mean curves, with those of single seeds faint behind them. ``label`` says in words what is seen."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(size)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(size)
         for one in series:
             _draw(axes, one)
         axes.set_xlabel(axis)
@@ -89,16 +89,16 @@ def line_chart(
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
         axes.grid(axis="x", visible=False)
-        return _svg(figure, identifier, label)
+        return as_svg(figure, identifier, label)
 
 
 def dot_plot(rows: Sequence[Dots], *, identifier: str, label: str) -> Markup:
     """Every seed's accuracy as a dot and the mean as a bar, one line per row."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure((5.2, 0.72 * len(rows) + 0.45))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure((5.2, 0.72 * len(rows) + 0.45))
         beside = axes.get_yaxis_transform()
         for index, row in enumerate(rows):
-            colour = _colour(row.colour)
+            colour = series_colour(row.colour)
             axes.plot(row.values, [index] * len(row.values), "o", color=colour, alpha=0.65, markersize=7, mew=0)
             axes.plot([row.mean, row.mean], [index - 0.2, index + 0.2], color=colour, linewidth=2.5)
             axes.text(0, index - 0.42, row.name, transform=beside, va="center")
@@ -108,12 +108,12 @@ def dot_plot(rows: Sequence[Dots], *, identifier: str, label: str) -> Markup:
         axes.margins(x=0.05)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
-        return _svg(figure, identifier, label)
+        return as_svg(figure, identifier, label)
 
 
 def css_colour(colour: int) -> str:
     """The style sheet's colour of a series, for legends."""
-    return f"var({_VARIABLES[_colour(colour)]})"
+    return f"var({_VARIABLES[series_colour(colour)]})"
 
 
 def is_dashed(colour: int) -> bool:
@@ -121,12 +121,13 @@ def is_dashed(colour: int) -> bool:
     return colour >= NUM_SERIES_COLOURS
 
 
-def _colour(colour: int) -> str:
+def series_colour(colour: int) -> str:
+    """The placeholder that a series' number is drawn in; below 0 is the teacher's."""
     return _TEACHER if colour < 0 else _SERIES[colour % NUM_SERIES_COLOURS]
 
 
 def _draw(axes: Axes, series: Series) -> None:
-    colour, style = _colour(series.colour), "--" if is_dashed(series.colour) else "-"
+    colour, style = series_colour(series.colour), "--" if is_dashed(series.colour) else "-"
     mean = series.mean
     several = len(series.curves) > 1
     for curve in series.curves:
@@ -142,7 +143,8 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
     return [x for x, _ in curve], [y for _, y in curve]
 
 
-def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
+def new_figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """An empty figure of that width and height in inches."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
@@ -151,7 +153,7 @@ def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, identifier: str, label: str) -> Markup:
+def as_svg(figure: Figure, identifier: str, label: str) -> Markup:
     """The figure as an ``<svg>`` element: no fixed size, no outside names, ids that no other figure of the page has."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -84,8 +84,8 @@ def warnings(run: Run) -> Panel | None:
 
 @panel(position=30)
 def comparison(run: Run) -> Panel | None:
-    """The table of all networks."""
-    if not run.results.rows:
+    """The table of all networks; of federations, their own room shows one."""
+    if not run.results.rows or run.results.kind == "federate":
         return None
     wrapper = Markup('<div class="wide" tabindex="0" role="region" aria-label="Comparison table">{}</div>')
     below = Markup("\n").join(paragraph(text, "note") for text in notes(run.results))

@@ -157,6 +157,12 @@ def test_a_larger_beta_listens_more_to_oneself(knowledge, beta):
     assert (weights_of(knowledge, beta + 1).diagonal() >= weights_of(knowledge, beta).diagonal() - 1e-15).all()
 
 
+def test_only_differences_of_divergences_count_however_large():
+    near = np.array([[0.0, 0.1], [0.3, 0.0]])
+    weights = fusion_weights(near + 1e3, beta=10.0)  # of teachers that are all far away
+    np.testing.assert_allclose(weights, fusion_weights(near, beta=10.0), rtol=1e-10)
+
+
 @given(random_answers, st.integers(2, 7), betas)
 def test_clients_that_are_alike_count_alike(knowledge, number, beta):
     alike = np.stack([knowledge[0]] * number)

@@ -9,7 +9,8 @@ from crossdistill.federated.memory import Memory, Past
 
 def _past(round_, value=0.0):
     student = {"weight": torch.full((2, 3), value), "count": torch.tensor(7)}
-    return Past(round_, student, {"bridge": torch.ones(2)}, figures={"own_accuracy": 0.5}, notes=["a"], spent={"history": [[1, 2]]})
+    facts = {"figures": {"own_accuracy": 0.5}, "notes": ["a"], "spent": {"history": [[1, 2]]}}
+    return Past(round_, student, {"bridge": torch.ones(2)}, **facts)
 
 
 def test_what_was_kept_comes_back(tmp_path):

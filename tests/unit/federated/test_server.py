@@ -40,7 +40,7 @@ def test_a_run_goes_through_all_rounds_and_records_them(run, settings):
     assert [one["round"] for one in log.rounds] == [1, 2]
     for one in log.rounds:
         weights = np.array(one["weights"])
-        np.testing.assert_allclose(weights.sum(axis=1), 1.0)
+        np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-5)
         assert one["members"] == [0, 1, 2]
         assert 0 <= one["worst"] <= one["alma"] <= 1
         for client in one["clients"].values():
@@ -136,6 +136,38 @@ def test_a_client_that_fails_in_a_round_is_absent_and_comes_back(run, settings):
     assert "patient" not in json.dumps(log.rounds)
     # Without an answer in round 1 it was told nothing, so there was nothing to reject.
     assert log.rounds[0]["clients"]["2"].get("val_after") is None
+
+
+def test_a_node_that_is_gone_is_told_from_a_late_one(run, settings):
+    """Flower answers for it at once, in its own name."""
+
+    def gone(message, reply):
+        error = Message(Error(code=5, reason="node unavailable"), reply_to=message)
+        error.metadata.__dict__["_src_node_id"] = 999
+        return error
+
+    log = run(settings, altered(3, gone)).go().log
+    assert [one["clients"]["2"]["reason"] for one in log.rounds] == ["its node is gone"] * 2
+
+
+def test_a_client_that_left_is_listed_as_absent(run):
+    made = run(small(rounds=3))
+    push, seen = made.grid.push_messages, []
+
+    def pushing(messages):
+        messages = list(messages)
+        replies = push(messages)
+        if messages and messages[0].metadata.message_type == "train":
+            seen.append(len(messages))
+            made.grid.apps.pop(3, None)
+        return replies
+
+    made.grid.push_messages = pushing
+    log = made.go().log
+    assert seen == [3, 2, 2]
+    assert [one["clients"]["2"]["status"] for one in log.rounds] == ["ok", "absent", "absent"]
+    assert log.rounds[1]["clients"]["2"]["reason"] == "not connected"
+    assert log.closed
 
 
 def test_an_absent_clients_old_answers_may_be_used_for_a_round(run):

@@ -40,7 +40,7 @@ _EXPLORED_SHARE = 0.4
 
 @STRATEGIES.register(
     "auto",
-    title="KnFu, auto",
+    title="KnFu (auto)",
     paper="ours",
     summary="KnFu that tries settings on some clients each round and keeps what validates best.",
 )
