@@ -65,6 +65,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "knfu temperature 1": ("knfu", ("fusion.temperature=1",)),
     "knfu without net": ("knfu", ("safety.reject=false",)),
     "fedmd without net": ("fedmd", ("safety.reject=false",)),
+    "self without net": ("self", ("safety.reject=false",)),
     "knfu guard": ("knfu", ("fusion.guard=true",)),
     "knfu fp32": ("knfu", ("transport.kind=fp32",)),
     "knfu top 3": ("knfu", ("transport.kind=top_k", "transport.top_k=3")),

@@ -63,97 +63,6 @@ SETTINGS = {
 
 
 @dataclass
-class Machines:
-    """Processes that stand for machines: each with its own group, its own folder of Flower and its own log."""
-
-    folder: Path
-    started: dict[str, subprocess.Popen] = field(default_factory=dict)
-
-    def start(self, name: str, program: str, *arguments: object) -> None:
-        command = [str(PROGRAMS / program), *map(str, arguments)]
-        options = {"env": self.environment(name), "stdin": subprocess.DEVNULL, "start_new_session": True}
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.started[name] = subprocess.Popen(command, stdout=log, stderr=log, **options)
-
-    def call(self, *arguments: object) -> dict:
-        """The JSON that a command of `flwr` prints, run by the operator."""
-        command = [str(PROGRAMS / "flwr"), *map(str, arguments), "--format", "json"]
-        options = {"env": self.environment("operator"), "capture_output": True, "text": True, "timeout": PATIENCE}
-        done = subprocess.run(command, **options)
-        assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}\n{self.story()}"
-        return json.loads(done.stdout)
-
-    def environment(self, name: str) -> dict[str, str]:
-        return {
-            **os.environ,
-            **QUIET,
-            "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",  # Flower starts programs of its own by their names
-            "FLWR_HOME": str(self.home(name)),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
-
-    def home(self, name: str) -> Path:
-        return self.folder / name / "flwr"
-
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-
-    def until(self, condition, what: str, *, alive: tuple[str, ...] = ()) -> None:
-        """Wait for a condition as long as these processes live."""
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            dead = [name for name in alive if self.started[name].poll() is not None]
-            if dead or time.monotonic() > end:
-                pytest.fail(f"{what}: {f'{dead} ended' if dead else 'never'}\n{self.story()}")
-            time.sleep(0.1)
-
-    def ended(self, name: str) -> int:
-        self.until(lambda: self.started[name].poll() is not None, f"the end of {name}")
-        return self.started[name].returncode
-
-    def story(self) -> str:
-        """The ends of all logs."""
-        return "\n".join(f"--- {name}\n{self.log(name)[-3000:]}" for name in self.started)
-
-    def cut_power(self, name: str) -> None:
-        os.killpg(self.started[name].pid, signal.SIGKILL)
-        self.started[name].wait()
-
-    def stop(self) -> None:
-        """End all that was started, and what that started, which need not be in its group."""
-        family = []
-        for process in self.started.values():
-            if process.poll() is None:
-                family += psutil.Process(process.pid).children(recursive=True)
-        for name in self.started:
-            if self.started[name].poll() is None:
-                self.cut_power(name)
-        for one in family:
-            try:
-                one.kill()
-            except psutil.NoSuchProcess:
-                continue
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-def answers(port: int) -> bool:
-    with closing(socket.socket()) as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
-
-
-@dataclass
 class Happened:
     machines: Machines
     out: Path
@@ -198,31 +107,6 @@ def federate(folder: Path, machines: Machines) -> Happened:
     assert machines.ended("operator") == 0, machines.story()
     (run,) = machines.call("list", "fed")["runs"]
     return Happened(machines, folder / "run", run, port)
-
-
-def start_link(machines: Machines, keys: Certificates, port: int) -> str:
-    """The SuperLink, once it answers; its address."""
-    files = ("--ssl-ca-certfile", keys.authority, "--ssl-certfile", keys.server, "--ssl-keyfile", keys.server_key)
-    options = ("--enable-supernode-auth", "--disable-runtime-dependency-installation", "--port", port)
-    machines.start("superlink", "flower-superlink", *files, *options)
-    machines.until(lambda: answers(port), "an answer of the SuperLink", alive=("superlink",))
-    return f"localhost:{port}"
-
-
-def start_node(
-    machines: Machines, name: str, number: int, link: str, authority: Path, key: Path, port: int, *more: str
-) -> None:
-    """A SuperNode with a file of its own facts; its port is for its own processes."""
-    facts = machines.folder / name / "node.toml"
-    facts.parent.mkdir(parents=True, exist_ok=True)
-    state = machines.folder / name / "state"
-    facts.write_text(f'partition-id = {number}\nnum-partitions = 3\nfolder = "{state}"\ndevice = "cpu"\n')
-    trust = ("--root-certificates", authority, "--superlink", link, "--auth-supernode-private-key", key)
-    machines.start(name, "flower-supernode", *trust, "--node-config", facts, "--port", port, *more)
-
-
-def statuses(one_round: dict) -> dict[str, str]:
-    return {client: facts["status"] for client, facts in one_round["clients"].items()}
 
 
 def test_the_run_finishes_with_the_two_that_are_left(happened):
