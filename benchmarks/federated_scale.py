@@ -1,16 +1,16 @@
 """How the server's fusion grows with the number of clients, and what a round moves beside sending whole networks.
 
-``fusion``: all clients' knowledge lies on disk, a file of half precision each; a fresh process estimates distributions,
-weighs, and writes every client's own teacher (``fuse_blocks``). Seconds are medians over the rounds, from the call to
-the file on disk, with the knowledge in the system's cache; ``cpu_seconds`` is the processor's time, which other load on
-the machine hardly changes. ``peak_mib`` is the most that the process ever held in memory, ``start_mib`` what its
-imports alone took, ``disk_mib`` knowledge and teachers. The goal is 1,000 clients in a minute and in 8 GiB.
+``fusion``: a fresh process holds the answers of all clients in memory, as a server does that has received them, and the
+strategy makes every client's own teacher of them, a block of samples at a time. Seconds are medians over the rounds, of
+``fuse`` alone; ``cpu_seconds`` is the processor's time, which other load on the machine hardly changes. ``peak_mib`` is
+the most that the process ever held in memory, answers and teachers included, ``start_mib`` what imports and answers
+took. The goal is 1,000 clients in a minute and in 8 GiB.
 
 ``bytes``: what one client sends in a round, which is also what it gets, by ``pack`` for random answers, beside FedAvg's
 network in single precision. ``ratio`` is FedAvg's bytes / ours.
 
     python benchmarks/federated_scale.py --threads 2
-    python benchmarks/federated_scale.py --clients 1000 --threshold 0.5 --folder DISK
+    python benchmarks/federated_scale.py --clients 1000 --guard --folder DISK
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
 import torch
-from timing import MIB, Row, is_finished, made, read, rounded, write
+from timing import Row, is_finished, made, read, rounded, write
 
-from crossdistill.federated.blocks import BLOCK_BYTES
 from crossdistill.federated.knowledge import Knowledge, Transport, num_bytes, pack
 from crossdistill.report.table import markdown
 
@@ -42,8 +40,8 @@ TRANSPORTS: tuple[tuple[Transport, int | None], ...] = (("fp32", None), ("fp16",
 NETWORKS = ("mobilenetv3_small_100", "resnet18", "resnet50", "deit_tiny_patch16_224", "vit_base_patch16_224")
 
 COLUMNS = (
-    *("measure", "clients", "samples", "classes", "beta", "threshold", "block_mib", "rounds", "seed"),
-    *("seconds", "seconds_low", "seconds_high", "cpu_seconds", "peak_mib", "start_mib", "disk_mib", "neighbours"),
+    *("measure", "clients", "samples", "classes", "beta", "threshold", "guard", "rounds", "seed"),
+    *("seconds", "seconds_low", "seconds_high", "cpu_seconds", "peak_mib", "start_mib", "neighbours"),
     *(
         "goal_seconds",
         "goal_mib",
@@ -59,15 +57,18 @@ COLUMNS = (
     *("threads", "processor", "timm", "device", "torch", "commit", "command", "date"),
 )
 SAME = (
-    *("measure", "clients", "samples", "classes", "beta", "threshold", "block_mib", "seed"),
+    *("measure", "clients", "samples", "classes", "beta", "threshold", "guard", "seed"),
     *("transport", "top_k", "network", "threads", "processor"),
 )
 
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from crossdistill.federated.blocks import fuse_blocks
+import numpy as np
 from crossdistill.federated.fusion import effective_neighbours
+from crossdistill.federated.knowledge import unpack
+from crossdistill.federated.settings import load_settings
+from crossdistill.federated.strategy import STRATEGIES, Answer
 
 def peak():
     status = Path("/proc/self/status")  # the system's own count starts with what the parent held when it forked
@@ -80,12 +81,18 @@ def cpu():
     return used.ru_utime + used.ru_stime
 
 given = json.loads(sys.argv[1])
-paths = [Path(path) for path in given["paths"]]
+settings = load_settings({"data": {"source": "digits"}, "clients": len(given["paths"])}, given["how"])
+strategy = STRATEGIES.get("knfu").value(settings)
+answers = []
+for client, path in enumerate(given["paths"]):
+    soft = np.load(path)
+    knowledge = unpack({"soft": soft}, num_samples=soft.shape[0], num_classes=soft.shape[1])
+    answers.append(Answer(client, "any", 1, knowledge))
 start, before, begin = peak(), cpu(), time.perf_counter()
-weights = fuse_blocks(paths, Path(given["out"]), **given["how"])
+fused = strategy.fuse(answers, 1)
 print(json.dumps({
     "seconds": time.perf_counter() - begin, "cpu_seconds": cpu() - before, "start_mib": start, "peak_mib": peak(),
-    "neighbours": float(effective_neighbours(weights).mean()),
+    "neighbours": float(effective_neighbours(fused.matrix).mean()),
 }))
 """
 
@@ -102,9 +109,9 @@ def write_knowledge(folder: Path, num_clients: int, num_samples: int, num_classe
     return paths
 
 
-def fused(paths: Sequence[Path], out: Path, how: dict[str, Any], threads: int) -> Row:
+def fused(paths: Sequence[Path], how: Sequence[str], threads: int) -> Row:
     """One fusion in a process of its own."""
-    given = json.dumps({"paths": [str(path) for path in paths], "out": str(out), "how": how})
+    given = json.dumps({"paths": [str(path) for path in paths], "how": how})
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, "-c", CHILD, given], check=True, stdout=subprocess.PIPE, text=True, env=environment
@@ -115,12 +122,9 @@ def fused(paths: Sequence[Path], out: Path, how: dict[str, Any], threads: int) -
 
 def fusion_row(options: argparse.Namespace, paths: Sequence[Path], num_clients: int) -> Row:
     """The fusion of the first so many clients, measured over the rounds."""
-    how = {"beta": options.beta, "threshold": options.threshold, "block_bytes": options.block_mib * MIB}
-    out = paths[0].parent / "fused.npy"
-    found = [fused(paths[:num_clients], out, how, options.threads) for _ in range(options.rounds)]
+    how = [f"fusion.beta={options.beta}", f"fusion.threshold={options.threshold}", f"fusion.guard={options.guard}"]
+    found = [fused(paths[:num_clients], how, options.threads) for _ in range(options.rounds)]
     taken = [one["seconds"] for one in found]
-    disk = out.stat().st_size + sum(path.stat().st_size for path in paths[:num_clients])
-    out.unlink()
     row = {
         **named(options, num_clients),
         "rounds": options.rounds,
@@ -129,7 +133,6 @@ def fusion_row(options: argparse.Namespace, paths: Sequence[Path], num_clients: 
         "seconds_high": max(taken),
         "peak_mib": max(one["peak_mib"] for one in found),
         "start_mib": max(one["start_mib"] for one in found),
-        "disk_mib": disk / MIB,
     }
     if num_clients == GOAL_CLIENTS:
         met = max(taken) <= GOAL_SECONDS and row["peak_mib"] <= GOAL_MIB
@@ -146,7 +149,7 @@ def named(options: argparse.Namespace, num_clients: int) -> Row:
         "classes": options.classes,
         "beta": options.beta,
         "threshold": options.threshold,
-        "block_mib": options.block_mib,
+        "guard": options.guard,
         "seed": options.seed,
     }
 
@@ -205,7 +208,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 def tables(found: Sequence[dict[str, str]]) -> str:
     """The rows for people to read."""
     fusion = [row for row in found if row["measure"] == "fusion"]
-    growth = ("clients", "samples", "classes", "seconds", "cpu_seconds", "peak_mib", "start_mib", "disk_mib", "met")
+    growth = ("clients", "samples", "classes", "seconds", "cpu_seconds", "peak_mib", "start_mib", "met")
     sent = ("network", "transport", "samples", "classes", "bytes", "fedavg_bytes", "ratio")
     moved = [row for row in found if row["measure"] == "bytes"]
     return "\n\n".join(
@@ -223,7 +226,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--beta", type=float, default=10.0)
     parser.add_argument("--threshold", type=float, default=0.0, help="cut of neighbours")
-    parser.add_argument("--block-mib", type=int, default=BLOCK_BYTES // MIB)
+    parser.add_argument("--guard", action="store_true", help="with the guard, which compares all pairs row by row")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the answers")
@@ -238,7 +241,7 @@ def main() -> None:
 
 def _command(options: argparse.Namespace) -> str:
     sizes = f"--samples {options.samples} --classes {options.classes} --beta {options.beta}"
-    how = f"--threshold {options.threshold} --block-mib {options.block_mib} --rounds {options.rounds}"
+    how = f"--threshold {options.threshold} --rounds {options.rounds}{' --guard' if options.guard else ''}"
     clients = " ".join(str(number) for number in options.clients)
     tail = f"--threads {options.threads} --seed {options.seed}"
     return f"python benchmarks/federated_scale.py --clients {clients} {sizes} {how} {tail}"

@@ -78,6 +78,8 @@ def goal(kind: str) -> Cell:
 SHOWN: dict[str, Callable[[Row], bool]] = {
     "growth": lambda row: row["answers"] == "stored",
     "projection": lambda row: row["epochs"] in ("", "100"),
+    "federated-scale": lambda row: row["measure"] == "fusion",
+    "federated-bytes": lambda row: row["network"] in ("mobilenetv3_small_100", "resnet18"),
 }
 """Of long files the rows that a table shows."""
 
@@ -235,6 +237,62 @@ TABLES: dict[str, tuple[str, dict[str, Cell]]] = {
             "Runs": field("runs"),
             "Value": lambda row: f"{row['value']} {row['unit']}",
             "From": field("basis"),
+        },
+    ),
+    **{
+        f"federated-{name}": (
+            f"federated/{name}.csv",
+            {
+                "Alpha": field("alpha"),
+                "Variant": field("variant"),
+                "Images": field("samples"),
+                "Seeds": field("seeds"),
+                "ALMA": spread("alma"),
+                "All classes": percent("balanced_mean"),
+                "Worst client": percent("worst_mean"),
+                "Honest clients": percent("honest_mean"),
+                "Went back": percent("went_back"),
+                "Own weight": number("self_weight", 2),
+                "Neighbours": number("neighbours", 1),
+                "Epsilon": number("epsilon", 1),
+                "Bytes up": number("bytes_up", 0),
+            },
+        )
+        for name in ("digits", "mnist", "cifar100", "attacks", "transport", "noise", "fedavg")
+    },
+    "federated-scale": (
+        "federated/scale.csv",
+        {
+            "Clients": field("clients"),
+            "Guard": lambda row: "yes" if row["guard"] == "True" else "no",
+            "Samples x classes": lambda row: f"{row['samples']} x {row['classes']}",
+            "Fusion, s": lambda row: f"{number('seconds', 2)(row)} ({row['seconds_low']} to {row['seconds_high']})",
+            "Processor, s": number("cpu_seconds", 2),
+            "Peak, MiB": number("peak_mib", 0),
+            "Goal": lambda row: f"60 s, 8,192 MiB: {row['met']}" if row["met"] else "–",
+        },
+    ),
+    "federated-bytes": (
+        "federated/scale.csv",
+        {
+            "Beside FedAvg of": field("network"),
+            "Transport": lambda row: f"{row['transport']}{' ' + row['top_k'] if row['top_k'] else ''}",
+            "Samples x classes": lambda row: f"{row['samples']} x {row['classes']}",
+            "Bytes each way": number("bytes", 0),
+            "FedAvg's bytes": number("fedavg_bytes", 0),
+            "FedAvg / ours": number("ratio", 0),
+        },
+    ),
+    "federated-simulation": (
+        "federated/simulation.csv",
+        {
+            "Data": field("data"),
+            "Clients": field("clients"),
+            "Workers": field("workers"),
+            "Rounds": field("rounds"),
+            "Whole process, s": number("seconds", 0),
+            "s a client and round": number("seconds_a_client_round", 2),
+            "Peak, MiB": number("peak_mib", 0),
         },
     ),
 }

@@ -5,10 +5,12 @@ import importlib.util
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from crossdistill.analysis.environment import environment
 from crossdistill.registry import METHODS
 from samples.image_folder import make
 
@@ -134,3 +136,39 @@ def test_an_epoch_of_few_steps_is_refused(benchmark, tmp_path):
     assert whole.batch_size(tmp_path, 2) == 2
     with pytest.raises(ValueError, match="raise --limit"):
         whole.batch_size(tmp_path, 3)
+
+
+def test_a_cell_of_the_federated_grid_is_run_and_has_its_row(benchmark, monkeypatch, tmp_path):
+    federated = benchmark("federated")
+    monkeypatch.setattr(federated, "ROUNDS", 1)
+    monkeypatch.setattr(federated, "MODELS", dict.fromkeys(federated.MODELS, federated.MODELS["mlp"]))
+    monkeypatch.setitem(federated.EPOCHS, 30, 1)
+    options = SimpleNamespace(data="digits", out=tmp_path, seeds=[0], alphas=[0.5], sizes=[30], variants=[])
+    settings = federated.settings_of("knfu guard without net attacked", 0.5, 30, 0, options)
+    record = federated.run(settings, attacked=True)
+    figures = federated.figures_of(record)
+    row = federated.row_of("knfu", 0.5, 30, [record | {"environment": environment()}], options)
+    assert set(row) == set(federated.COLUMNS)
+    for name in ("alma_mean", "balanced_mean", "honest_mean", "bytes_up"):
+        assert math.isfinite(row[name]), name
+    assert figures["went_back"] == 0
+    weights = record["rounds"][-1]["weights"]
+    assert [weights[2][attacker] for attacker in range(federated.ATTACKERS)] == [0, 0]
+    assert settings_alike(federated, options)
+
+
+def settings_alike(federated, options):
+    """All variants of a cell have the same data, budget and seed."""
+    made = [federated.settings_of(name, 0.5, 100, 0, options) for name in federated.VARIANTS]
+    same = {(one.data.source, one.rounds, one.seed, one.partition.model_dump_json()) for one in made}
+    return len(same) == 1
+
+
+def test_the_growth_of_fusion_is_measured(benchmark, tmp_path):
+    scale = benchmark("federated_scale")
+    paths = scale.write_knowledge(tmp_path, 5, 50, 4, 0)
+    measured = scale.fused(paths, ["fusion.beta=10"], 1)
+    assert measured["peak_mib"] >= measured["start_mib"] > 0
+    assert 1 <= measured["neighbours"] <= 5
+    row = next(one for one in scale.byte_rows(0) if one["network"] == "resnet18" and one["transport"] == "fp16")
+    assert row["bytes"] == row["samples"] * row["classes"] * 2

@@ -10,16 +10,22 @@ clients that share no class are as small as 1e-60.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+BLOCK_BYTES = 2**27
+"""What is held at once of many clients' knowledge in float64: a thousand clients need not fit in memory twice."""
+
 SMOOTHING = 1e-6
 """Added to each class of an estimated distribution, so that a class that is never predicted leaves it finite."""
 
 
-def estimated_distribution(knowledge: Array, *, rows: NDArray[np.bool_] | None = None) -> Array:
+def estimated_distribution(knowledge: NDArray[Any], *, rows: NDArray[np.bool_] | None = None) -> Array:
     """What a client's data seem to hold of each class: the mean of its predictions, ``(M, C)`` to ``(C,)``.
 
     Overfitted predictions lean towards the classes that were trained on. ``rows`` ``(M,)`` are those that count.
@@ -84,10 +90,32 @@ def cut_neighbours(weights: Array, threshold: float) -> Array:
     return cut
 
 
-def fuse(knowledge: Array, weights: Array) -> Array:
-    """Each client's own teacher: ``(N, M, C)`` and ``(R, N)`` to ``(R, M, C)``; rows stay distributions."""
-    fused: Array = np.einsum("rn,nmc->rmc", weights, knowledge, optimize=True)
+def fuse(
+    knowledge: Sequence[NDArray[Any]],
+    weights: Array,
+    *,
+    dtype: type[np.floating[Any]] = np.float64,
+    block_bytes: int = BLOCK_BYTES,
+) -> NDArray[Any]:
+    """Each client's own teacher: N arrays ``(M, C)`` and weights ``(R, N)`` to ``(R, M, C)``; rows stay distributions.
+
+    Args:
+        dtype: of the result; what is computed is float64.
+        block_bytes: about what is held beside knowledge and result: samples are taken a block at a time.
+    """
+    num_samples, num_classes = knowledge[0].shape
+    fused = np.empty((len(weights), num_samples, num_classes), dtype=dtype)
+    for rows in sample_blocks(num_samples, 8 * num_classes * (len(knowledge) + len(weights)), block_bytes):
+        block = np.stack([one[rows] for one in knowledge]).astype(np.float64, copy=False)
+        fused[:, rows] = (weights @ block.reshape(len(block), -1)).reshape(len(weights), -1, num_classes)
     return fused
+
+
+def sample_blocks(num_samples: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
+    """Samples in blocks that take about ``block_bytes``, where one takes ``row_bytes``."""
+    size = max(1, block_bytes // row_bytes)
+    for start in range(0, num_samples, size):
+        yield slice(start, min(start + size, num_samples))
 
 
 def effective_neighbours(weights: Array) -> Array:

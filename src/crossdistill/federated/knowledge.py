@@ -34,7 +34,7 @@ class Knowledge:
     def of(cls, soft: NDArray[Any], rows: NDArray[np.bool_] | None = None) -> Knowledge:
         """All rows, or those given."""
         every = np.ones(len(soft), dtype=bool) if rows is None else rows
-        return cls(soft.astype(np.float32), every)
+        return cls(soft.astype(np.float32, copy=False), every)
 
 
 class Refused(Exception):

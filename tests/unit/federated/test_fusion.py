@@ -1,6 +1,7 @@
 """Fusion against the specification's fixtures, plain loops, and what its weights must and must not depend on."""
 
 import doctest
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from crossdistill.federated.fusion import (
     fuse,
     fusion_weights,
     relative,
+    sample_blocks,
     sharpen,
     smooth,
 )
@@ -285,3 +287,31 @@ def test_sharpening_turns_one_temperature_into_another(seed, before, after):
 def test_sharpening_by_one_changes_nothing():
     knowledge = answers(3)
     np.testing.assert_allclose(sharpen(knowledge, 1.0), knowledge, rtol=1e-14)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 5000, 2**30])
+def test_blocks_of_samples_change_nothing_but_the_last_bits(block_bytes):
+    random = np.random.default_rng(0)
+    knowledge = random.dirichlet(np.ones(7), size=(6, 53)).astype(np.float32)
+    weights = random.dirichlet(np.ones(6), size=4)
+    expected = np.einsum("rn,nmc->rmc", weights, knowledge.astype(np.float64))
+    fused = fuse(list(knowledge), weights, block_bytes=block_bytes)
+    np.testing.assert_allclose(fused, expected, rtol=1e-13)
+    single = fuse(list(knowledge), weights, dtype=np.float32, block_bytes=block_bytes)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, expected, rtol=2**-23)
+
+
+def test_blocks_cover_all_samples_once():
+    taken = [list(range(100))[rows] for rows in sample_blocks(100, 8, 56)]
+    assert [one for part in taken for one in part] == list(range(100))
+    assert max(map(len, taken)) == 7
+
+
+def test_what_is_held_does_not_grow_with_the_samples():
+    knowledge = np.full((40, 3000, 10), 0.1, dtype=np.float32)
+    tracemalloc.start()
+    fuse(list(knowledge), np.full((1, 40), 1 / 40), dtype=np.float32, block_bytes=2**17)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3000 * 10 * 4 + 4 * 2**17  # the result, and a few blocks; all of the knowledge would be 4.8 MB

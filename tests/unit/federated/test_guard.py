@@ -140,3 +140,9 @@ def test_guarded_rows_add_up_and_nobody_counts_more_than_oneself(seed, least):
     guarded = heard(weights_of(knowledge), agreement(knowledge), least=least)
     np.testing.assert_allclose(guarded.sum(axis=1), np.ones(5), rtol=1e-13)
     assert (guarded.diagonal() == guarded.max(axis=1)).all()
+
+
+@pytest.mark.parametrize("block_bytes", [1, 4000, 2**30])
+def test_agreement_does_not_depend_on_blocks(block_bytes):
+    knowledge = np.random.default_rng(1).dirichlet(np.full(5, 0.3), size=(4, 31))
+    np.testing.assert_allclose(agreement(list(knowledge), block_bytes=block_bytes), agreement(knowledge), atol=1e-12)

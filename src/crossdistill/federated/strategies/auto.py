@@ -11,7 +11,7 @@ import numpy as np
 from crossdistill.federated.fusion import estimated_distribution, fuse, sharpen
 from crossdistill.federated.knowledge import Knowledge
 from crossdistill.federated.settings import FederateSettings
-from crossdistill.federated.strategies.knfu import Array, guarded, stacked, weights_of
+from crossdistill.federated.strategies.knfu import Array, Clients, guarded, knowledge_of, weights_of
 from crossdistill.federated.strategy import STRATEGIES, Answer, Fused, Report, Strategy, Told
 
 
@@ -63,7 +63,7 @@ class Auto(Strategy):
 
     def fuse(self, answers: Sequence[Answer], round_: int) -> Fused:
         """A teacher for each client, by the candidate that is its turn, or by the best one."""
-        given = stacked(answers)
+        given = knowledge_of(answers)
         tried = {one.client: self._candidate(index, round_) for index, one in enumerate(answers)}
         self.assigned = {round_: tried}
         made = {index: self._fused(self.candidates[index], given, answers) for index in sorted(set(tried.values()))}
@@ -115,11 +115,12 @@ class Auto(Strategy):
         return (place + round_ - 1) % len(self.candidates) if exploring else self.best()
 
     def _fused(
-        self, candidate: Candidate, given: Array, answers: Sequence[Answer]
+        self, candidate: Candidate, given: Clients, answers: Sequence[Answer]
     ) -> tuple[Array, Array, tuple[str, ...]]:
         """Teachers of all clients by one candidate, the weights, and notes."""
         how = self.settings.fusion.model_copy(update=asdict(candidate))
-        knowledge = sharpen(given, self.settings.fusion.temperature / candidate.temperature)
+        power = self.settings.fusion.temperature / candidate.temperature
+        knowledge = [sharpen(one.astype(np.float64), power) for one in given]
         weights = weights_of(how, np.stack([estimated_distribution(one) for one in knowledge]))
         weights, notes = guarded(how, knowledge, weights, answers)
         return fuse(knowledge, weights), weights, notes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crossdistill.federated.strategies.knfu import Array, KnFu
+from crossdistill.federated.strategies.knfu import Array, Clients, KnFu
 from crossdistill.federated.strategy import STRATEGIES, Answer, Fused, Strategy, Want
 
 
@@ -30,7 +30,7 @@ class Local(Strategy):
 class Own(KnFu):
     """The compute-matched control: as many steps on the transfer set, and nothing of the others."""
 
-    def weights(self, knowledge: Array, answers: Sequence[Answer]) -> Array:
+    def weights(self, knowledge: Clients, answers: Sequence[Answer]) -> Array:
         """Each client itself alone."""
         return np.eye(len(answers))
 
@@ -46,7 +46,7 @@ class TrueDistributions(KnFu):
 
     wants: frozenset[Want] = frozenset({"knowledge", "histogram"})
 
-    def distributions(self, knowledge: Array, answers: Sequence[Answer]) -> Array:
+    def distributions(self, knowledge: Clients, answers: Sequence[Answer]) -> Array:
         """The clients' label counts as shares."""
         counts = np.stack([one.histogram for one in answers if one.histogram is not None]).astype(float)
         shares: Array = counts / counts.sum(axis=1, keepdims=True)

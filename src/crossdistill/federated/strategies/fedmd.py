@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crossdistill.federated.strategies.knfu import Array, KnFu
+from crossdistill.federated.strategies.knfu import Array, Clients, KnFu
 from crossdistill.federated.strategy import STRATEGIES, Answer
 
 
@@ -19,6 +19,6 @@ from crossdistill.federated.strategy import STRATEGIES, Answer
 class FedMD(KnFu):
     """The mean of softened probabilities (the paper averages class scores), and the same fine-tuning as all others."""
 
-    def weights(self, knowledge: Array, answers: Sequence[Answer]) -> Array:
+    def weights(self, knowledge: Clients, answers: Sequence[Answer]) -> Array:
         """The same for all."""
         return np.full((len(answers), len(answers)), 1 / len(answers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from crossdistill.federated.settings import FusionSettings
 from crossdistill.federated.strategy import STRATEGIES, Answer, Fused, Strategy, Told
 
 Array = NDArray[np.float64]
+Clients = Sequence[NDArray[Any]]
+"""The probabilities ``(M, C)`` of each client."""
 
 
 @STRATEGIES.register(
@@ -35,17 +38,17 @@ class KnFu(Strategy):
 
     def fuse(self, answers: Sequence[Answer], round_: int) -> Fused:
         """One teacher a client."""
-        knowledge = stacked(answers)
+        knowledge = knowledge_of(answers)
         matrix, notes = guarded(self.settings.fusion, knowledge, self.weights(knowledge, answers), answers)
-        teachers = fuse(knowledge, matrix)
+        teachers = fuse(knowledge, matrix, dtype=np.float32)
         told = {one.client: Told(Knowledge.of(teacher)) for one, teacher in zip(answers, teachers, strict=True)}
         return Fused(told, tuple(one.client for one in answers), matrix, notes)
 
-    def weights(self, knowledge: Array, answers: Sequence[Answer]) -> Array:
-        """How much each client learns from each, ``(N, M, C)`` to ``(N, N)``."""
+    def weights(self, knowledge: Clients, answers: Sequence[Answer]) -> Array:
+        """How much each client learns from each, ``(N, N)``."""
         return weights_of(self.settings.fusion, self.distributions(knowledge, answers))
 
-    def distributions(self, knowledge: Array, answers: Sequence[Answer]) -> Array:
+    def distributions(self, knowledge: Clients, answers: Sequence[Answer]) -> Array:
         """What each client seems to hold of each class ``(N, C)``."""
         return np.stack([estimated_distribution(one) for one in knowledge])
 
@@ -58,7 +61,7 @@ def weights_of(how: FusionSettings, distributions: Array) -> Array:
 
 
 def guarded(
-    how: FusionSettings, knowledge: Array, weights: Array, answers: Sequence[Answer]
+    how: FusionSettings, knowledge: Clients, weights: Array, answers: Sequence[Answer]
 ) -> tuple[Array, tuple[str, ...]]:
     """The weights ``(N, N)`` after the guard, where it is on, and a note on each client that few others still hear."""
     if not how.guard:
@@ -73,6 +76,6 @@ def guarded(
     return after, notes
 
 
-def stacked(answers: Sequence[Answer]) -> Array:
-    """The knowledge of all clients ``(N, M, C)`` in float64; rows that somebody did not answer are uniform."""
-    return np.stack([one.knowledge.soft for one in answers if one.knowledge is not None]).astype(np.float64)
+def knowledge_of(answers: Sequence[Answer]) -> list[NDArray[np.float32]]:
+    """The probabilities ``(M, C)`` of each client, as they came."""
+    return [one.knowledge.soft for one in answers if one.knowledge is not None]

@@ -8,7 +8,6 @@ import numpy as np
 
 from crossdistill.federated.knowledge import Knowledge
 from crossdistill.federated.selection import certain
-from crossdistill.federated.strategies.knfu import stacked
 from crossdistill.federated.strategy import STRATEGIES, Answer, Fused, Strategy, Told, Want
 
 
@@ -25,11 +24,10 @@ class SelectiveFD(Strategy):
 
     def fuse(self, answers: Sequence[Answer], round_: int) -> Fused:
         """One teacher for all, with the rows that are left."""
-        knowledge = stacked(answers)
-        known = np.stack([one.knowledge.rows for one in answers if one.knowledge is not None])
-        count = known.sum(axis=0)
-        mean = (knowledge * known[:, :, None]).sum(axis=0) / np.maximum(count, 1)[:, None]
-        mean[count == 0] = 1 / mean.shape[1]
+        given = [one.knowledge for one in answers if one.knowledge is not None]
+        count = np.add.reduce([one.rows.astype(int) for one in given])
+        total = np.add.reduce([np.where(one.rows[:, None], one.soft, 0.0) for one in given])
+        mean = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], 1 / total.shape[1])
         rows = (count > 0) & certain(mean)
         told = {one.client: Told(Knowledge.of(mean, rows)) for one in answers}
         note = f"{int(rows.sum())} of {len(rows)} transfer images taught"

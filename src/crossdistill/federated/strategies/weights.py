@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossdistill.federated.knowledge import Knowledge
-from crossdistill.federated.strategies.knfu import stacked
+from crossdistill.federated.strategies.knfu import knowledge_of
 from crossdistill.federated.strategy import STRATEGIES, Answer, Fused, Strategy, Told, Want
+from crossdistill.federated.teacher import SMALLEST
 
 
 def mean_weights(answers: Sequence[Answer]) -> dict[str, NDArray[Any]]:
@@ -60,7 +61,10 @@ class FedDF(Strategy):
 
     def fuse(self, answers: Sequence[Answer], round_: int) -> Fused:
         """The mean weights of each architecture, and one teacher for all: the softmax of mean logits."""
-        logs = np.log(np.maximum(stacked(answers), 1e-8)).mean(axis=0)
+        given = knowledge_of(answers)
+        logs = np.zeros(given[0].shape)
+        for soft in given:
+            logs += np.log(np.maximum(soft, SMALLEST, dtype=np.float64)) / len(given)
         soft = np.exp(logs - logs.max(axis=1, keepdims=True))
         teacher = Knowledge.of(soft / soft.sum(axis=1, keepdims=True))
         means = {
