@@ -55,7 +55,7 @@ def commands():
 @pytest.mark.parametrize("line", commands())
 def test_every_option_shown_exists(line):
     _, name, *words = shlex.split(line)
-    names = [name, words.pop(0)] if name in ("recipes", "bench") else [name]
+    names = [name, words.pop(0)] if name in ("recipes", "bench", "federation") else [name]
     command = [sys.executable, "-m", "crossdistill", *names, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0

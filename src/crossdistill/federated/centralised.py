@@ -20,7 +20,7 @@ from crossdistill.federated.strategy import Fused
 from crossdistill.methods.none import NoDistillation
 from crossdistill.models import StagedModel
 from crossdistill.runs.compose import model_of
-from crossdistill.settings import ModelSettings
+from crossdistill.settings import ModelSettings, TrainSettings
 
 
 def pool_and_train(settings: FederateSettings, log: RoundLog, say: Callable[[str], None]) -> None:
@@ -63,8 +63,7 @@ def pooled(parts: list[Images]) -> Images:
 def _trained(model: ModelSettings, images: Images, site: Site, settings: FederateSettings, folder: Path) -> StagedModel:
     torch.manual_seed(seed_of(settings.seed, 0, 0, 0))
     student = model_of(model, site.class_names)
-    epochs = settings.rounds * (settings.train.epochs or 1)
-    train = settings.train.model_copy(update={"epochs": epochs, "eval_every": epochs, "checkpoint_every": 5})
+    train = _as_long(settings)
     loader = TrainLoader(
         images.source,
         images.ids,
@@ -76,6 +75,7 @@ def _trained(model: ModelSettings, images: Images, site: Site, settings: Federat
         device_batch_size=train.device_batch_size,
         workers=settings.data.workers,
         max_corrupt_share=settings.data.max_corrupt_share,
+        balanced=settings.data.sampling == "class_balanced",
     )
     fit(
         student,
@@ -90,6 +90,15 @@ def _trained(model: ModelSettings, images: Images, site: Site, settings: Federat
         fingerprint=settings.model_dump(mode="json", include={"data", "partition", "transfer", "clients", "safety"}),
     )
     return student
+
+
+def _as_long(settings: FederateSettings) -> TrainSettings:
+    """The loop of all rounds and clients together: as many epochs a client, or as many steps in all."""
+    loop, rounds = settings.train, settings.rounds
+    length = {"epochs": rounds * (loop.epochs or 1)}
+    if loop.steps is not None:
+        length = {"steps": rounds * settings.clients * loop.steps}
+    return loop.model_copy(update={**length, "eval_every": 10**6, "checkpoint_every": 5})
 
 
 def _member(site: Site, model: ModelSettings) -> Member:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -19,9 +21,10 @@ from crossdistill.contracts import UNLABELLED, Batch, InputSpec, Method
 from crossdistill.data import EvalLoader, TrainLoader
 from crossdistill.engine import connect, evaluate, fit
 from crossdistill.errors import InputError
+from crossdistill.federated.account import Account
 from crossdistill.federated.knowledge import Knowledge
-from crossdistill.federated.memory import Account, Memory, Past
-from crossdistill.federated.private import Spent, delta_for, noise_for, sampling, secret_seed, train_privately
+from crossdistill.federated.memory import Memory, Past
+from crossdistill.federated.private import delta_for, noise_for, sampling, train_privately
 from crossdistill.federated.selection import familiar
 from crossdistill.federated.settings import FederateSettings, quiet_augment
 from crossdistill.federated.sites import Images, Site
@@ -55,6 +58,16 @@ class Task:
     closing: bool = False
     test: bool = True
 
+    def digest(self) -> str:
+        """A hash of all of it: a task that was carried out before is told from another one of the same round."""
+        plain = [self.round, self.temperature, sorted(self.wants), self.closing, self.test]
+        digest = hashlib.sha256(json.dumps(plain).encode())
+        if self.teacher is not None:
+            digest.update(self.teacher.soft.tobytes() + self.teacher.rows.tobytes())
+        for name, value in sorted((self.weights or {}).items()):
+            digest.update(name.encode() + value.tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -74,8 +87,8 @@ class Client:
         site: its images.
         settings: those of the federation.
         memory: where its network is kept between rounds.
-        budget: most epsilon that this client spends, whatever the server asks for; ``None`` leaves it to the server.
-        simulated: noise follows the seed of the settings, which a real server knows and could take off again.
+        account: what noisy training costs this client; default one beside its memory, without a limit.
+        run: names the run, to the account.
     """
 
     def __init__(
@@ -84,11 +97,11 @@ class Client:
         settings: FederateSettings,
         memory: Memory,
         *,
-        budget: float | None = None,
-        simulated: bool = False,
+        account: Account | None = None,
+        run: str = "run",
     ) -> None:
-        self.site, self.settings, self.memory = site, settings, memory
-        self.budget, self.simulated = budget, simulated
+        self.site, self.settings, self.memory, self.run = site, settings, memory, run
+        self.account = account or Account(memory.folder / "account")
         self.accelerator: Accelerator = connect(settings.device, settings.train.precision)
 
     def carry_out(self, task: Task) -> Reply:
@@ -99,29 +112,45 @@ class Client:
         Raises:
             InputError: a loss that is not finite, images that cannot be read, …
         """
+        self._check(task)
+        mark = task.digest()
         past = self.memory.before(task.round)
         if past is not None and past.round == task.round:
-            student, _ = self._restored(past)
-            return self._answer(task, student, past.figures, tuple(past.notes))
+            if past.task == mark:
+                student, _ = self._restored(past)
+                return self._answer(task, student, past.figures, tuple(past.notes))
+            past = self.memory.before(task.round - 1)
         start = time.perf_counter()
         student, method = self._begun(task) if past is None else self._restored(past)
         if task.weights is not None:
             _load(student, task.weights)
         figures = self._learn(task, student, method)
-        if task.test:
+        if task.test and past is not None:  # a network that has not been trained yet says nothing of any round
             figures |= self.test(student)
         notes: list[str] = []
-        spent = past.spent if past else {}
         if not task.closing:
-            spent = self._train(task, student, spent, notes)
-        if spent.get("epsilon", math.inf) < math.inf:
-            figures["epsilon"] = spent["epsilon"]
+            figures |= self._train(task, student, notes)
         figures["seconds"] = time.perf_counter() - start
-        method_state = method.state_dict()
-        self.memory.keep(
-            Past(task.round, student.net.state_dict(), method_state, figures=figures, notes=notes, spent=spent)
-        )
+        kept = (student.net.state_dict(), method.state_dict())
+        self.memory.keep(Past(task.round, *kept, figures=figures, notes=notes, task=mark))
         return self._answer(task, student, figures, tuple(notes))
+
+    def _check(self, task: Task) -> None:
+        """Refuse what would go past the noise, whatever a server says."""
+        private = self.settings.privacy.on
+        if self.account.needs_noise and not private:
+            raise InputError(
+                f"training without noise on a client that spends epsilon {self.account.budget:g} at most",
+                "privacy.epsilon or privacy.noise_multiplier",
+                "set one where the run is submitted",
+            )
+        revealing = task.wants & {"selection", "histogram"}
+        if private and revealing:
+            raise InputError(
+                f"a request for {', '.join(sorted(revealing))} with differential privacy, which no noise was added to",
+                "knowledge or weights",
+                "choose another strategy",
+            )
 
     def _begun(self, task: Task) -> tuple[StagedModel, Method]:
         """A network with its first weights: those of all clients that share weights, or the client's own."""
@@ -170,36 +199,38 @@ class Client:
             method.load_state_dict(kept[1])
         return {"val_before": before, "val_after": after, "rejected": float(rejected)}
 
-    def _train(self, task: Task, student: StagedModel, spent: Account, notes: list[str]) -> Account:
-        """Train on the client's own labels; what that has cost of a privacy budget so far."""
+    def _train(self, task: Task, student: StagedModel, notes: list[str]) -> dict[str, float]:
+        """Train on the client's own labels; what noisy training has cost by then."""
         images, settings = self.site.train, self.settings
         if len(images) < FEWEST:
             notes.append(f"{len(images)} image(s) to train on: not trained")
-            return spent
+            return {}
         if settings.privacy.on:
-            return self._train_privately(student, spent)
-        if self.budget is not None:
-            raise InputError(
-                f"training without differential privacy on a client that spends epsilon {self.budget:g} at most",
-                "privacy.epsilon or privacy.noise_multiplier",
-                "set one where the run is submitted",
-            )
+            return self._train_privately(student)
         seed = seed_of(settings.seed, self.site.client, task.round, 3)
         loader = self._loader(images, student, task, labelled=True)
         fit(student, NoDistillation(), None, loader, None, settings=settings.train, seed=seed, device=settings.device)
-        return spent
+        return {}
 
-    def _train_privately(self, student: StagedModel, account: Account) -> Account:
-        """The same with differential privacy of each image; what was spent by then."""
-        images, settings, privacy = self.site.train, self.settings, self.settings.privacy
-        delta = delta_for(len(images), privacy.delta)
-        spent = Spent(list(account.get("history", [])), delta)
+    def _train_privately(self, student: StagedModel) -> dict[str, float]:
+        """The same with differential privacy of each image."""
+        images, settings, privacy, account = self.site.train, self.settings, self.settings.privacy, self.account
+        deltas = [one for one in (privacy.delta, account.delta) if one is not None]
+        delta = delta_for(len(images), min(deltas) if deltas else None)
+        rate, steps = sampling(len(images), settings.train)
         noise = privacy.noise_multiplier
         if noise is None:
-            rate, steps = sampling(len(images), settings.train)
             assert privacy.epsilon is not None  # one of the two is given
             noise = noise_for(privacy.epsilon, delta, rate, steps * settings.rounds)
-        train_privately(
+        own = account.spent(delta, self.run)
+        own.charge(noise, rate, steps)
+        if privacy.epsilon is not None and own.epsilon > privacy.epsilon:
+            raise InputError(
+                f"epsilon {own.epsilon:.4g} after {own.steps} steps of this run",
+                f"at most privacy.epsilon={privacy.epsilon:g}",
+                "take fewer rounds; training that was repeated was paid for twice",
+            )
+        spent = train_privately(
             student,
             images.source,
             images.ids,
@@ -207,20 +238,15 @@ class Client:
             train=settings.train,
             noise_multiplier=noise,
             max_grad_norm=privacy.max_grad_norm,
-            seed=self._noise_seed(),
+            seed=account.seed,
             device=self.accelerator.device,
-            spent=spent,
-            limit=min((one for one in (privacy.epsilon, self.budget) if one is not None), default=None),
+            spent=account.spent(delta),
+            limit=account.budget,
             workers=settings.data.workers,
             max_corrupt_share=settings.data.max_corrupt_share,
+            on_paid=lambda rate, steps: account.pay(self.run, noise, rate, steps),
         )
-        return {"history": spent.history, "delta": delta, "epsilon": spent.epsilon}
-
-    def _noise_seed(self) -> int:
-        """What noise is drawn from: a secret of this client, unless all is one machine's play."""
-        if self.simulated:
-            return seed_of(self.settings.seed, self.site.client, 0, 6)
-        return secret_seed(self.memory.folder)
+        return {"epsilon": spent.epsilon} if spent.epsilon < math.inf else {}
 
     def _loader(self, images: Images, student: StagedModel, task: Task, *, labelled: bool) -> TrainLoader:
         """Batches to learn from: the client's own images with random changes, those of the transfer set without."""
@@ -268,7 +294,7 @@ class Client:
         if task.closing:
             return Reply(figures, notes=notes)
         knowledge = weights = None
-        if len(self.site.train) and "knowledge" in task.wants:
+        if len(self.site.train) >= FEWEST and "knowledge" in task.wants:
             knowledge = self._knowledge(student, selective="selection" in task.wants)
         if "weights" in task.wants:
             weights = {name: tensor.cpu().numpy() for name, tensor in student.net.state_dict().items()}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import tempfile
 import traceback
 import weakref
 from collections.abc import Callable, Mapping
@@ -17,13 +15,15 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from crossdistill.data import Source
-from crossdistill.errors import InputError
-from crossdistill.federated.client import Client
+from crossdistill.errors import InputError, Interrupted
+from crossdistill.federated.account import Account
+from crossdistill.federated.client import Client, seed_of
 from crossdistill.federated.knowledge import Refused
 from crossdistill.federated.memory import Memory
 from crossdistill.federated.messages import FACTS, TASK, pack_reply, unpack_task
 from crossdistill.federated.settings import FederateSettings
 from crossdistill.federated.sites import Site, fingerprint, open_own, sites_of
+from crossdistill.files import writing
 
 JOIN = "query"
 """The kind of message by which a server learns who is there."""
@@ -31,6 +31,8 @@ JOIN = "query"
 FAILED = "failed"
 
 _RUN_CODE = "file:"
+
+_RUN = re.compile(r"[0-9a-f]{32}")
 
 _PATH = re.compile(r"\S*[/\\]\S*")
 """Words with a slash: names of folders and files say more than a server must know."""
@@ -43,8 +45,9 @@ def build_app(local: Facts) -> ClientApp:
     """A ClientApp whose node has these facts, beside those of its node config.
 
     Args:
-        local: ``folder`` to keep networks in, ``threads``, ``epsilon`` (the most that this client spends), and
-            ``simulated`` where all is one machine: the server then learns exactly what went wrong, and runs repeat.
+        local: ``folder`` to keep networks in, ``threads``, ``epsilon`` and ``delta`` (the most that this client
+            accepts), and ``simulated`` where all is one machine: the server then learns exactly what went wrong, and
+            noise repeats.
     """
     made = ClientApp()
     for register, handler in ((made.query, _join), (made.train, _carry_out), (made.evaluate, _carry_out)):
@@ -58,6 +61,8 @@ def _answering(handler: Callable[[Message, Facts], RecordDict], local: Facts) ->
     def answer(message: Message, context: Context) -> Message:
         try:
             content = handler(message, {**local, **context.node_config})
+        except Interrupted:
+            raise
         except InputError as error:
             content = failed(error, f"{error.given}; expected {error.expected}")
         except Refused as error:
@@ -70,7 +75,8 @@ def _answering(handler: Callable[[Message, Facts], RecordDict], local: Facts) ->
     def failed(error: Exception, words: str) -> RecordDict:
         if not local.get("simulated"):
             print(error, flush=True)  # all of it, on the node's own console
-            words = _PATH.sub("…", words)
+            said = f", expected {_PATH.sub('…', error.expected)}" if isinstance(error, InputError) else ""
+            words = f"{type(error).__name__} on the client{said}; its own console says more"
         return RecordDict({FACTS: ConfigRecord({FAILED: words[:500]})})
 
     return answer
@@ -102,15 +108,33 @@ def _carry_out(message: Message, node: Facts) -> RecordDict:
     if "threads" in node:
         torch.set_num_threads(int(node["threads"]))
     task = unpack_task(message.content, num_samples=len(site.transfer), num_classes=len(site.class_names))
-    budget = node.get("epsilon")
-    client = Client(
-        site,
-        settings,
-        Memory(_folder(settings, site, node)),
-        budget=None if budget is None else float(budget),
-        simulated=bool(node.get("simulated", False)),
-    )
+    root, run = _root(node), _run_of(message)
+    memory = Memory(root / f"{run[:16]}-{site.client:05d}")
+    account = _account(root, settings, site, node)
+    client = Client(site, settings, memory, account=account, run=run)
     return pack_reply(client.carry_out(task), site.client, settings)
+
+
+def _run_of(message: Message) -> str:
+    """What the server calls this run; networks of another one are no business of it.
+
+    Raises:
+        Refused: no name of a run.
+    """
+    given: Any = message.content[TASK]
+    run = str(given.get("run", ""))
+    if not _RUN.fullmatch(run):
+        raise Refused("a task without the name of its run")
+    return run
+
+
+def _account(root: Path, settings: FederateSettings, site: Site, node: Facts) -> Account:
+    """The account of a node's images, which is the same in every run."""
+    own = str(node["data"]) if "data" in node else f"client {site.client}"
+    name = hashlib.sha256(own.encode()).hexdigest()[:16]
+    limits = {key: None if node.get(key) is None else float(node[key]) for key in ("epsilon", "delta")}
+    fixed = seed_of(settings.seed, site.client, 0, 6) if node.get("simulated") else None
+    return Account(root / f"account-{name}", limits["epsilon"], limits["delta"], fixed)
 
 
 def _opened(message: Message, node: Facts) -> tuple[FederateSettings, Site]:
@@ -139,12 +163,20 @@ def _opened(message: Message, node: Facts) -> tuple[FederateSettings, Site]:
     return settings, sites[number]
 
 
-def _folder(settings: FederateSettings, site: Site, node: Facts) -> Path:
-    """Where this client keeps its network in this federation: other settings are another federation."""
-    root = node.get("folder") or str(Path(tempfile.gettempdir()) / "crossdistill-federated")
-    own = settings.model_dump(mode="json", exclude={"patience", "device", "rounds"})
-    digest = hashlib.sha256(json.dumps([own, site.name], sort_keys=True).encode()).hexdigest()[:16]
-    return Path(str(root)) / f"{digest}-{site.client:05d}"
+def _root(node: Facts) -> Path:
+    """The folder in which a node keeps what it must remember, which nobody else may read.
+
+    Raises:
+        InputError: none is named.
+    """
+    if not node.get("folder"):
+        raise InputError(
+            "a node without a folder to keep its networks in", "one of its own", 'add folder="PATH" to its node config'
+        )
+    root = Path(str(node["folder"]))
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return root
 
 
 _HASHES: weakref.WeakKeyDictionary[Source, str] = weakref.WeakKeyDictionary()

@@ -15,7 +15,10 @@ from crossdistill.federated.client_app import FAILED, JOIN
 from crossdistill.federated.messages import FACTS, TASK
 from crossdistill.federated.settings import FederateSettings
 
+LONGEST_NAME = 100
+
 _POLL_SECONDS = 0.2
+_TURNED_AWAY = "turned away: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +71,14 @@ class Members:
         here = set(grid.get_node_ids())
         for node in [one for one in self.by_node if one not in here]:
             del self.by_node[node]
-        new = sorted(here - set(self.by_node) - set(self.turned_away))
+        new = sorted(here - set(self.by_node))  # those that were turned away may have been mended
         if not new:
             return []
         told = RecordDict({TASK: ConfigRecord({"settings": self.settings.model_dump_json()})})
         asked = [Message(told, dst_node_id=node, message_type=JOIN) for node in new]
         replies = list(grid.send_and_receive(asked, timeout=self.settings.patience))
-        notes = self.admit(replies)
+        before = set(self.turned_away.values())
+        notes = [note for note in self.admit(replies) if note.removeprefix(_TURNED_AWAY) not in before]
         for note in notes:
             say(note)
         return notes
@@ -90,7 +94,12 @@ class Members:
                 notes.append(self._turn_away(node, f"node {node}: {facts[FAILED]}"))
             else:
                 said[node] = facts
-        joined = {node: _member(node, facts) for node, facts in said.items()}
+        joined = {}
+        for node, facts in said.items():
+            try:
+                joined[node] = _member(node, facts)
+            except (KeyError, TypeError, ValueError) as error:
+                notes.append(self._turn_away(node, f"node {node}: it says of itself what makes no sense ({error})"))
         known = list(self.by_node.values()) + list(joined.values())
         common = Counter((one.transfer, one.class_names) for one in known).most_common()
         shared = (self.pattern.transfer, self.pattern.class_names) if self.pattern else common[0][0] if common else None
@@ -98,6 +107,7 @@ class Members:
             reason = self._misfit(member, shared)
             if reason is None:
                 self.by_node[node] = member
+                self.turned_away.pop(node, None)
             else:
                 notes.append(self._turn_away(node, f"client {member.client} ({member.name}): {reason}"))
         return notes
@@ -114,7 +124,7 @@ class Members:
 
     def _turn_away(self, node: int, note: str) -> str:
         self.turned_away[node] = note
-        return f"turned away: {note}"
+        return f"{_TURNED_AWAY}{note}"
 
 
 def facts_of(reply: Message) -> Mapping[str, Any]:
@@ -126,17 +136,20 @@ def facts_of(reply: Message) -> Mapping[str, Any]:
 
 
 def _member(node: int, facts: Mapping[str, Any]) -> Member:
+    """What a node says of itself; KeyError, TypeError or ValueError where that is nothing to work with."""
+    counts = {key: int(facts[key]) for key in ("client", "num_train", "num_val", "num_transfer", "num_test")}
+    if min(counts.values()) < 0 or max(counts.values()) > 2**40:
+        raise ValueError(f"numbers {list(counts.values())}")
+    names = facts["class_names"]
+    if not isinstance(names, list) or not names:
+        raise ValueError("no names of classes")
     return Member(
         node=node,
-        client=int(facts["client"]),
-        name=str(facts["name"]),
-        model=str(facts["model"]),
-        architecture=str(facts["architecture"]),
-        num_train=int(facts["num_train"]),
-        num_val=int(facts["num_val"]),
-        num_transfer=int(facts["num_transfer"]),
-        num_test=int(facts["num_test"]),
+        **counts,
+        name=str(facts["name"])[:LONGEST_NAME],
+        model=str(facts["model"])[:LONGEST_NAME],
+        architecture=str(facts["architecture"])[:LONGEST_NAME],
         own_test=bool(facts["own_test"]),
-        transfer=str(facts["transfer"]),
-        class_names=tuple(map(str, facts["class_names"])),
+        transfer=str(facts["transfer"])[:LONGEST_NAME],
+        class_names=tuple(map(str, names)),
     )

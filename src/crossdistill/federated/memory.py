@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -18,9 +17,6 @@ from crossdistill.files import write_bytes, writing
 KEPT = 2
 """Rounds that are kept: a server that was killed repeats the round that it had not finished."""
 
-Account = dict[str, Any]
-"""What training has cost of a privacy budget, as plain data; empty where there is none."""
-
 _STUDENT, _METHOD, _FACTS = "student.", "method.", "facts"
 
 
@@ -28,7 +24,7 @@ _STUDENT, _METHOD, _FACTS = "student.", "method.", "facts"
 class Past:
     """A client after a round: weights of its network and its method, and what it would answer of that round.
 
-    ``spent`` is what training has cost of a privacy budget so far: the accountant's history, delta and epsilon.
+    ``task`` is the hash of what was asked.
     """
 
     round: int
@@ -36,7 +32,7 @@ class Past:
     method: Mapping[str, Tensor]
     figures: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    spent: Account = field(default_factory=dict)
+    task: str = ""
 
 
 class Memory:
@@ -62,7 +58,7 @@ class Memory:
         """Write a round, and forget those before the last :data:`KEPT`, and later ones, which are of another run."""
         tensors = {_STUDENT + name: tensor for name, tensor in past.student.items()}
         tensors |= {_METHOD + name: tensor for name, tensor in past.method.items()}
-        facts = {"round": past.round, "figures": past.figures, "notes": past.notes, "spent": past.spent}
+        facts = {"round": past.round, "figures": past.figures, "notes": past.notes, "task": past.task}
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         content = safetensors.torch.save(plain, metadata={_FACTS: json.dumps(facts)})
         with writing(self.folder):

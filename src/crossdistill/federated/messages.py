@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +20,9 @@ TASK, TEACHER, WEIGHTS, KNOWLEDGE, FIGURES, FACTS, HISTOGRAM = (
     *("knowledge", "figures", "facts", "histogram"),
 )
 """Names of records; ``histogram`` names both a record and its array."""
+
+LARGEST = {"seconds": 1e9, "epsilon": 1e9}
+"""Of figures that are no shares of one; any other than these is one."""
 
 MOST_NOTES = 8
 LONGEST_NOTE = 300
@@ -38,15 +43,27 @@ def arrays_of(record: ArrayRecord, *, most_bytes: int) -> dict[str, NDArray[Any]
     if size > most_bytes:
         raise Refused(f"{size:,} bytes, where {most_bytes:,} are the most that was asked for")
     try:
-        return {str(name): array.numpy() for name, array in record.items()}
-    except (ValueError, TypeError, OSError, EOFError) as error:
+        return {str(name): _loaded(array) for name, array in record.items()}
+    except (ValueError, TypeError, KeyError, OSError, EOFError, OverflowError, MemoryError) as error:
         raise Refused(f"bytes that are no array ({type(error).__name__})") from error
 
 
-def pack_task(task: Task, settings: FederateSettings) -> RecordDict:
-    """A task as records."""
+def _loaded(array: Array) -> NDArray[Any]:
+    """The array, if its header announces as many bytes as follow; numpy would make room for what is announced."""
+    file = io.BytesIO(array.data)
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = header(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(array.data) - file.tell():
+        raise ValueError("another size than announced")
+    return array.numpy()
+
+
+def pack_task(task: Task, settings: FederateSettings, run: str) -> RecordDict:
+    """A task as records; ``run`` names the run."""
     facts = {
         "settings": settings.model_dump_json(),
+        "run": run,
         "round": task.round,
         "temperature": task.temperature,
         "wants": sorted(task.wants),
@@ -78,6 +95,26 @@ def unpack_task(records: RecordDict, *, num_samples: int, num_classes: int) -> T
         weights=weights,
         closing=bool(facts["closing"]),
         test=bool(facts["test"]),
+    )
+
+
+def read_reply(records: RecordDict) -> tuple[int, list[str], dict[str, float]]:
+    """(client, notes, figures) of a reply, whatever a client may have written there.
+
+    Raises:
+        Refused: it does not say whose it is.
+    """
+    facts = records.config_records.get(FACTS, ConfigRecord())
+    client, notes = facts.get("client"), facts.get("notes", [])
+    if not isinstance(client, int):
+        raise Refused("an answer that does not say whose it is")
+    told = notes if isinstance(notes, list) else []
+    given = records.metric_records.get(FIGURES, MetricRecord())
+    figures = {str(name): float(value) for name, value in given.items() if isinstance(value, int | float)}
+    return (
+        client,
+        [str(note)[:LONGEST_NOTE] for note in told[:MOST_NOTES]],
+        {name: value for name, value in figures.items() if 0 <= value <= LARGEST.get(name, 1.0)},
     )
 
 

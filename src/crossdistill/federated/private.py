@@ -19,7 +19,7 @@ import math
 import os
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +212,7 @@ def train_privately(
     augment: AugmentSettings | None = None,
     workers: int | None = None,
     max_corrupt_share: float = 0.01,
+    on_paid: Callable[[float, int], None] | None = None,
 ) -> Spent:
     """Train a student on labelled images with differential privacy of each; only its weights change.
 
@@ -232,6 +233,7 @@ def train_privately(
         limit: most epsilon to spend in all; training that would go beyond it does not begin.
         augment: random changes of each image; default none, as in evaluation.
         max_corrupt_share: stop when more of the images cannot be read; that it stopped, no bound covers.
+        on_paid: called with sample rate and steps once these are charged, and before the first of them is taken.
 
     Returns:
         ``spent``, the same object.
@@ -265,6 +267,8 @@ def train_privately(
             generator=torch.Generator(device),
         )
         _pay(spent, noise_multiplier, rate, steps, limit)
+        if on_paid is not None:
+            on_paid(rate, steps)
         _run(learner, loader, plan, optimizer, rates, of_noise)
         _check_finite(learner, train)
     student.load_state_dict(learner.student.state_dict())

@@ -34,17 +34,10 @@ def federation_of(settings: FederateSettings, log: RoundLog, *, folder: str) -> 
         "class_names": list(log.class_names),
         "transfer": {"source": settings.transfer.source or settings.data.source, "num_samples": log.num_transfer},
         "clients": [log.clients[client] for client in sorted(log.clients)],
-        "rounds": _thinned(log.rounds),
+        "rounds": log.rounds,
         "final": {**figures, "offered": len(offered), "rejected": sum(bool(one.get("rejected")) for one in offered)},
         "chosen": log.chosen,
     }
-
-
-def _thinned(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rounds with the weights of the first and the last fused one, which grow with the square of the clients."""
-    fused = [index for index, one in enumerate(rounds) if one["weights"] is not None]
-    kept = {fused[0], fused[-1]} if fused else set()
-    return [{**one, "weights": one["weights"] if index in kept else None} for index, one in enumerate(rounds)]
 
 
 def results_of(records: Sequence[Mapping[str, Any]], settings: FederateSettings, *, seconds: float) -> Results:
@@ -66,7 +59,7 @@ def results_of(records: Sequence[Mapping[str, Any]], settings: FederateSettings,
         identity={"data_sha256": _identity(first), "teacher_sha256": None},
         settings=settings.model_dump(mode="json"),
         seconds=seconds,
-        warnings=_warnings(records),
+        warnings=_warnings(records, settings.clients),
     )
     return {**results, "headline": _headline(rows, settings), "federation": list(records)}
 
@@ -113,11 +106,15 @@ def _headline(rows: Sequence[Row], settings: FederateSettings) -> str | None:
     return " ".join(sentences) or None
 
 
-def _warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _warnings(records: Sequence[Mapping[str, Any]], num_clients: int) -> list[str]:
     """What a reader must know beside the figures."""
     found = []
     for record in records:
         title, final = STRATEGIES.get(record["strategy"]).facts["title"], record["final"]
+        last = record["rounds"][-1]["clients"].values()
+        tested = sum(one.get("own_accuracy") is not None for one in last)
+        if tested < num_clients:
+            found.append(f"{title}, seed {record['seed']}: the final figures are of {tested} of {num_clients} clients")
         missing: dict[str, int] = {}
         for each in record["rounds"]:
             for one in each["clients"].values():

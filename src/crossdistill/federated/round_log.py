@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ class RoundLog:
     closed: bool = False
     class_names: tuple[str, ...] = ()
     num_transfer: int = 0
+    run: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def standing(self) -> Standing | None:
         """Where the run that is recorded here stands, which is taken up; ``None`` where there is none.
@@ -62,6 +64,7 @@ class RoundLog:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             self.rounds, self.closed, self.chosen = state["rounds"], state["closed"], state["chosen"]
+            self.run = str(state["run"])
             self.clients = {int(client): facts for client, facts in state["clients"].items()}
             self.class_names, self.num_transfer = tuple(state["class_names"]), int(state["num_transfer"])
             told = _read_told(self._told_path(int(state["round"])), state["told"])
@@ -119,7 +122,9 @@ class RoundLog:
         """Note what was made of the answers."""
         own = self._round(round_)
         own["members"] = list(fused.members)
-        own["weights"] = None if fused.matrix is None else np.round(fused.matrix, 6).tolist()
+        own["weights"] = None if fused.matrix is None else _six_digits(fused.matrix)
+        for other in [one for one in self.rounds if one["weights"] is not None][1:-1]:
+            other["weights"] = None  # the first and the last are shown; all would grow with the square of the clients
         own["notes"].extend(fused.notes)
 
     def gains(self, round_: int) -> dict[int, float]:
@@ -153,7 +158,11 @@ class RoundLog:
         What was noted of the exchange after the ``last`` round belongs to that round.
         """
         self.chosen, self.closed = chosen, True
-        self._round(last)["notes"].extend(self._round(last + 1)["notes"])
+        closing = self._round(last + 1)
+        self._round(last)["notes"].extend(closing["notes"])
+        for client, own in closing["clients"].items():
+            if own["status"] not in ("ok", None):  # it has no figures of the last round
+                self._client(last, int(client)).update(status=own["status"], reason=own["reason"])
         self.rounds = [one for one in self.rounds if one["round"] <= last]
         self._summarise()
         with writing(self.folder):
@@ -181,6 +190,7 @@ class RoundLog:
             "closed": self.closed,
             "class_names": self.class_names,
             "num_transfer": self.num_transfer,
+            "run": self.run,
             **rest,
         }
         (self.folder / STATE).parent.mkdir(parents=True, exist_ok=True)
@@ -211,6 +221,11 @@ class RoundLog:
 
     def _told_path(self, round_: int) -> Path:
         return (self.folder / STATE).parent / f"told-{round_:05d}.npz"
+
+
+def _six_digits(matrix: NDArray[np.float64]) -> list[list[float]]:
+    """A matrix as plain data, with as many digits as anybody reads; rows add up to 1 but for their roundings."""
+    return [[float(f"{one:.6g}") for one in row] for row in matrix]
 
 
 def _values(one: Record, name: str) -> list[float]:

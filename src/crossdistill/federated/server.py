@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from crossdistill.errors import InputError
-from crossdistill.federated.client import Task
+from crossdistill.federated.client import FEWEST, Task
 from crossdistill.federated.client_app import FAILED
 from crossdistill.federated.knowledge import Refused
 from crossdistill.federated.members import Member, Members, facts_of
 from crossdistill.federated.messages import (
-    FACTS,
-    FIGURES,
     pack_task,
+    read_reply,
     shapes_of,
     size_of,
     unpack_histogram,
@@ -59,7 +56,8 @@ class Federation(FlowerStrategy):
         self.offset = 0
         if standing is not None:
             self.offset, self.told = standing.round, standing.told
-            self.strategy.restore(standing.strategy)
+            if not log.closed:
+                self.strategy.restore(standing.strategy)
 
     def run(self, grid: Grid) -> None:
         """All rounds that are left, and what closes the last one.
@@ -128,8 +126,11 @@ class Federation(FlowerStrategy):
         """Let nodes join; there must be some, and of one architecture where the strategy wants that."""
         first = not self.members.by_node
         notes = self.members.meet(grid, wait=self.settings.gather if first else 0.0, say=self.say)
-        self.log.met(round_, self.members.present, notes)
         here = self.members.present
+        if first and len(here) < self.settings.clients:
+            notes.append(f"{len(here)} of {self.settings.clients} clients are there")
+            self.say(notes[-1])
+        self.log.met(round_, here, notes)
         if len(here) < min(2, self.quorum):
             turned = "; ".join(self.members.turned_away.values())
             raise InputError(
@@ -156,7 +157,7 @@ class Federation(FlowerStrategy):
         for client in sorted(self.log.clients.keys() - present):
             self.log.missing(round_, client, status="absent", why="not connected")
         for member in self.members.present:
-            told = self.told.get(member.client, Told())
+            told = self.told.get(member.client) or self._common(member)
             task = Task(
                 round=round_,
                 temperature=told.temperature or self.settings.fusion.temperature,
@@ -167,11 +168,17 @@ class Federation(FlowerStrategy):
                 # A test is of the round before; before the first one there is nothing to test.
                 test=closing or (round_ > 1 and (round_ - 1) % self.settings.eval_every == 0),
             )
-            records = pack_task(task, self.settings)
+            records = pack_task(task, self.settings, self.log.run)
             self.asked[member.node] = (member, size_of(records))
             kind = "evaluate" if closing else "train"
             messages.append(Message(records, dst_node_id=member.node, message_type=kind, group_id=str(round_)))
         return messages
+
+    def _common(self, member: Member) -> Told:
+        """What a client is told that missed the round before: nothing, unless all of its kind are told the same."""
+        twins = [one.client for one in self.members.present if one.architecture == member.architecture]
+        told = [self.told[client] for client in twins if client in self.told]
+        return told[0] if self.strategy.common and told else Told()
 
     def _take(self, round_: int, replies: Iterable[Message]) -> list[Answer]:
         """The answers that hold what was asked for, ordered by client; all others are recorded with the reason."""
@@ -187,9 +194,9 @@ class Federation(FlowerStrategy):
                 status = "absent" if reply.has_error() else "failed"
                 self.log.missing(round_, member.client, status=status, why=facts[FAILED])
                 continue
-            self._note(round_, member, reply.content, sent)
             try:
-                answers.append(self._answer(member, reply.content, facts))
+                self._note(round_, member, reply.content, sent)
+                answers.append(self._answer(member, reply.content))
             except Refused as refused:
                 self.log.missing(round_, member.client, status="refused", why=str(refused))
         late = f"no answer within {self.settings.patience:g} s"
@@ -206,24 +213,24 @@ class Federation(FlowerStrategy):
         return sorted(answers, key=lambda one: one.client)
 
     def _note(self, round_: int, member: Member, records: RecordDict, sent: int) -> None:
-        """Record what a client reports of the round before, and what this exchange took."""
-        given = records.metric_records.get(FIGURES, MetricRecord())
-        figures = {str(name): value for name, value in given.items() if isinstance(value, int | float)}
-        # Whatever a client reports, means over clients stay numbers.
-        figures = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
-        notes = [str(one) for one in records.config_records[FACTS].get("notes", [])]  # type: ignore[union-attr]
+        """Record what a client reports of the round before, and what this exchange took.
+
+        Raises:
+            Refused: it answers in the name of another client, or of none.
+        """
+        client, notes, figures = read_reply(records)
+        if client != member.client:
+            raise Refused(f"an answer in the name of client {client}")
         self.log.answered(round_, member, figures, notes=notes, bytes_up=size_of(records), bytes_down=sent)
 
-    def _answer(self, member: Member, records: RecordDict, facts: Mapping[str, Any]) -> Answer:
+    def _answer(self, member: Member, records: RecordDict) -> Answer:
         """What a client sent, checked.
 
         Raises:
             Refused: it is not what was asked for.
         """
-        if int(facts["client"]) != member.client:
-            raise Refused(f"an answer in the name of client {facts['client']}")
-        # A client without images has nothing to say, and nobody is surprised.
-        wants = frozenset() if self.closing or member.num_train == 0 else self.strategy.wants
+        # A client with next to no images has nothing to say, and nobody is surprised.
+        wants = frozenset() if self.closing or member.num_train < FEWEST else self.strategy.wants
         sizes = {"num_samples": member.num_transfer, "num_classes": len(member.class_names)}
         knowledge = weights = counts = None
         if "knowledge" in wants:

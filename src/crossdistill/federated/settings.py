@@ -158,11 +158,22 @@ class FederateSettings(Strict):
             )
         for name, loop, defaults in (("train", self.train, LOCAL_DEFAULTS), ("tune", self.tune, TUNE_DEFAULTS)):
             _check_loop(name, loop, defaults)
+            _check_momentum(name, loop)
         return self
 
     def model_for(self, client: int) -> ModelSettings:
         """The network of a client: they are dealt in turn."""
         return self.models[client % len(self.models)]
+
+
+def _check_momentum(name: str, loop: TrainSettings) -> None:
+    """Refuse what PyTorch refuses on every client: Nesterov's momentum of nothing."""
+    if loop.optimizer.lower() in ("sgd", "nesterov", "sgdw") and loop.momentum == 0:
+        raise InputError(
+            f"{name}.optimizer={loop.optimizer} with {name}.momentum=0",
+            "a momentum above 0, which timm's sgd uses in Nesterov's way",
+            f"set {name}.optimizer=momentum for plain descent",
+        )
 
 
 def _check_loop(name: str, loop: TrainSettings, defaults: Mapping[str, Any]) -> None:
@@ -217,9 +228,15 @@ def _method(settings: FederateSettings) -> MethodSettings:
             f"a method on logits: {', '.join(able)}",
             nearest(record.name, able),
         )
-    options = settings.method.options
+    options, temperature = settings.method.options, settings.fusion.temperature
     if "temperature" in options_of(record.value.build):
-        options = {"temperature": settings.fusion.temperature, **options}
+        if options.get("temperature", temperature) != temperature:
+            raise InputError(
+                f"method.temperature={options['temperature']} and fusion.temperature={temperature:g}",
+                "one temperature, at which knowledge is sent and compared",
+                "set fusion.temperature alone",
+            )
+        options = {**options, "temperature": temperature}
     name, resolved = resolve_method(record.name, options)
     return MethodSettings(name=name, **resolved)
 
@@ -243,8 +260,8 @@ def _check_data(settings: FederateSettings) -> None:
         raise InputError("data.augment.mixup or cutmix for a federation", "no mixing", "leave it out")
 
 
-REVEALING = ("epd_true", "selective_fd")
-"""Strategies for which a client sends what it reads off its images themselves, past any noise."""
+REVEALING = ("epd_true", "selective_fd", "centralised")
+"""Strategies that read something off the images themselves, past any noise."""
 
 
 def check_private(settings: FederateSettings) -> None:
@@ -254,7 +271,7 @@ def check_private(settings: FederateSettings) -> None:
         "privacy.noise_multiplier=0, which bounds nothing": privacy.noise_multiplier == 0,
         f"data.sampling={data.sampling}": data.sampling != "shuffled",
         "data.augment": data.augment != AugmentSettings(),
-        f"strategy {settings.strategy!r}, which sends what no noise was added to": settings.strategy in REVEALING,
+        f"strategy {settings.strategy!r}, which goes past the noise": settings.strategy in REVEALING,
     }
     found = [name for name, is_wrong in wrong.items() if is_wrong]
     if found:

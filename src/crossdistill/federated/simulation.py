@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
+import torch
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from crossdistill.data.held import num_cores
@@ -32,15 +33,16 @@ def simulate(federation: Federation, folder: Path, *, workers: int | None) -> No
     Args:
         federation: the server's part.
         folder: of the run.
-        workers: processes that clients share; 0 runs them in this one. Default: one a core, or in this process where a
-            GPU is used, which processes would have to share.
+        workers: processes that clients share; 0 runs them in this one. Default: one a core, or none where a GPU is
+            used, which processes would have to share.
 
     Raises:
         InputError: what server or clients refuse.
     """
     settings = federation.settings
     cores = num_cores()
-    count = min(cores, settings.clients) if workers is None else min(workers, settings.clients)
+    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    count = min(settings.clients, (0 if on_gpu else cores) if workers is None else workers)
     facts = {"folder": str((folder / CLIENTS).resolve()), "simulated": True}
     if count == 0:
         federation.run(DirectGrid(build_app(facts), settings.clients))
@@ -54,10 +56,19 @@ def _on_ray(run: Callable[[Grid], None], app: Any, settings: FederateSettings, w
     from flwr.simulation import run_simulation
 
     failed: list[BaseException] = []
+    stopped = threading.Event()
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
+        pull = grid.pull_messages
+
+        def pull_until_stopped(message_ids: Iterable[str]) -> Iterable[Message]:
+            if stopped.is_set():  # else Flower's thread would go on waiting for clients
+                raise Interrupted("stopped")
+            return pull(message_ids)
+
+        grid.pull_messages = pull_until_stopped  # type: ignore[method-assign]
         try:
             run(grid)
         except BaseException as error:
@@ -68,10 +79,8 @@ def _on_ray(run: Callable[[Grid], None], app: Any, settings: FederateSettings, w
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
     }
     try:
-        with _without_warnings():
+        with _told_to_stop(stopped):
             run_simulation(server, app, num_supernodes=settings.clients, backend_config=backend)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; what was finished is kept: go on with --resume") from None
     except RuntimeError as error:
         if not failed:
             raise InputError(
@@ -79,17 +88,32 @@ def _on_ray(run: Callable[[Grid], None], app: Any, settings: FederateSettings, w
                 "a simulation that runs to its end",
                 "try --workers 0, which runs all clients in this process",
             ) from error
+    finally:
+        stopped.set()
+    if failed and isinstance(failed[0], Interrupted):
+        raise Interrupted("interrupted; finished rounds are kept: go on with --resume")
     if failed:
         raise failed[0]
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Any:
-    """Flower tells on standard error that a newer way exists; ours is the one that takes objects."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    kept = io.StringIO()
-    with contextlib.redirect_stderr(kept):
+def _told_to_stop(stopped: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the server's waiting, and with it the simulation; a second one ends the process."""
+    if threading.current_thread() is not threading.main_thread():
         yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
 
+    def stop(number: int, frame: Any) -> None:
+        stopped.set()
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
-__all__ = ["CLIENTS", "simulate"]
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -68,11 +68,13 @@ class Strategy(ABC):
     Attributes, of the class:
         wants: what clients must answer.
         one_architecture: it needs the same network everywhere.
+        common: it tells all clients of one architecture the same, also those that missed a round.
         pools: it takes all data to one place, which only a simulation can.
     """
 
     wants: frozenset[Want] = frozenset({"knowledge"})
     one_architecture: bool = False
+    common: bool = False
     pools: bool = False
 
     def __init__(self, settings: FederateSettings) -> None:

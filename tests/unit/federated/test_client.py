@@ -8,9 +8,12 @@ import torch
 
 from crossdistill.contracts import Batch
 from crossdistill.errors import InputError
+from crossdistill.federated import private
+from crossdistill.federated.account import Account
 from crossdistill.federated.client import Client, Task
 from crossdistill.federated.knowledge import Knowledge
 from crossdistill.federated.memory import Memory
+from crossdistill.federated.private import noise_for, sampling
 from crossdistill.federated.selection import certain, familiar
 from crossdistill.federated.sites import Images, sites_of
 from crossdistill.federated.teacher import GivenTeacher
@@ -26,7 +29,7 @@ def client_of(settings, folder, number=0, **changes):
 
 
 def task(round_=1, **given):
-    return Task(round_, temperature=3.0, **{"wants": WANTS, **given})
+    return Task(round_, **{"wants": WANTS, "temperature": 3.0, **given})
 
 
 def one_hot(num, classes=10, index=3):
@@ -148,7 +151,7 @@ def test_a_client_of_no_image_or_one_trains_nothing_and_says_so(settings, tmp_pa
     client = client_of(settings, tmp_path, train=few, val=none)
     reply = client.carry_out(task())
     assert any("not trained" in note for note in reply.notes)
-    assert (reply.knowledge is None) == (count == 0)
+    assert reply.knowledge is None
     after = client.carry_out(task(2, teacher=one_hot(40)))
     assert after.figures["rejected"] == 0.0
 
@@ -166,6 +169,23 @@ def test_a_loss_that_is_not_finite_is_told(tmp_path):
         client_of(small("train.lr=1e30", "train.optimizer=sgd", "train.steps=30"), tmp_path).carry_out(task())
 
 
+def test_another_task_of_the_same_round_is_carried_out(settings, tmp_path):
+    """A run that was submitted anew, or another closing, must not be answered from what an earlier one left."""
+    client = client_of(settings, tmp_path)
+    client.carry_out(task())
+    first = client.carry_out(task(2, teacher=one_hot(40), closing=True))
+    assert first.knowledge is None
+    other = client.carry_out(task(2, teacher=one_hot(40, index=5)))
+    assert other.knowledge is not None
+    fresh = client_of(settings, tmp_path / "fresh")
+    fresh.carry_out(task())
+    assert np.array_equal(other.knowledge.soft, fresh.carry_out(task(2, teacher=one_hot(40, index=5))).knowledge.soft)
+
+
+def test_an_untrained_network_is_not_tested(settings, tmp_path):
+    assert "own_accuracy" not in client_of(settings, tmp_path).carry_out(task(3, test=True)).figures
+
+
 @pytest.mark.parametrize("method", ["dkd", "dist", "ofa"])
 def test_other_methods_on_logits_fine_tune_as_well(method, tmp_path):
     client = client_of(small(f"method.name={method}", models=["transformer"]), tmp_path)
@@ -175,19 +195,80 @@ def test_other_methods_on_logits_fine_tune_as_well(method, tmp_path):
     assert bool(client.memory.before(2).method) == (method == "ofa")  # exit branches are kept from round to round
 
 
-def test_noisy_training_keeps_its_account_from_round_to_round(tmp_path):
-    from crossdistill.federated.private import noise_for, sampling
+def noisy(folder, *overrides, account=None, run="a" * 32, rounds=3):
+    settings = small("privacy.epsilon=4", *overrides, rounds=rounds)
+    return Client(sites_of(settings)[0], settings, Memory(folder / run), account=account, run=run)
 
-    settings = small("privacy.epsilon=4", rounds=3)
-    client = client_of(settings, tmp_path / "a")
+
+def test_noisy_training_is_paid_from_round_to_round_and_not_beyond(tmp_path):
+    client = noisy(tmp_path)
     spent = [client.carry_out(task(round_)).figures["epsilon"] for round_ in (1, 2, 3)]
-    assert spent == sorted(spent)
     assert spent[0] < spent[1] < spent[2] <= 4
-    rate, steps = sampling(24, settings.train)
-    history = client.memory.before(3).spent["history"]
+    rate, steps = sampling(24, client.settings.train)
+    (history,) = Account(client.account.folder).runs.values()
     assert history == [[pytest.approx(noise_for(4, 24**-1.1, rate, 3 * steps)), rate, 3 * steps]]
     with pytest.raises(InputError, match="epsilon"):
         client.carry_out(task(4))
+
+
+def test_a_server_cannot_wind_an_account_back_nor_get_the_same_noise_twice(tmp_path):
+    """Neither by asking for a round again, nor by another run, nor with other settings."""
+
+    def weights_of(client):
+        return client.memory.before(1).student["head.weight"]
+
+    account = Account(tmp_path / "account")
+    first = noisy(tmp_path, account=account)
+    one = first.carry_out(task(1)).figures["epsilon"]
+    second = noisy(tmp_path, "gather=7", account=Account(tmp_path / "account"), run="b" * 32)
+    two = second.carry_out(task(1)).figures["epsilon"]
+    assert two > one
+    assert not torch.equal(weights_of(first), weights_of(second))
+    third = second.carry_out(task(1, temperature=2.0)).figures["epsilon"]  # another task of the same round
+    assert third > two
+    again = second.carry_out(task(1, temperature=2.0)).figures["epsilon"]  # the same one is answered, not done again
+    assert again == third
+
+
+def test_training_that_fails_is_paid_all_the_same(tmp_path, monkeypatch):
+    client = noisy(tmp_path)
+
+    def broken(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(private, "_run", broken)
+    with pytest.raises(KeyboardInterrupt):
+        client.carry_out(task(1))
+    assert Account(client.account.folder).spent(1e-5).steps == 3
+
+
+def test_a_client_has_a_limit_of_its_own(tmp_path):
+    limited = noisy(tmp_path, account=Account(tmp_path / "account", budget=0.5))
+    with pytest.raises(InputError, match=r"0\.5"):
+        limited.carry_out(task(1))
+    assert limited.account.spent(1e-5).steps == 0
+    settings = small()
+    plain = Client(sites_of(settings)[0], settings, Memory(tmp_path), account=Account(tmp_path / "b", budget=8.0))
+    with pytest.raises(InputError, match="without noise"):
+        plain.carry_out(task(1))
+    for want in ("selection", "histogram"):
+        with pytest.raises(InputError, match=want):
+            noisy(tmp_path / want).carry_out(task(1, wants=frozenset({"knowledge", want})))
+
+
+def test_a_clients_delta_goes_before_a_larger_one(tmp_path):
+    how = ("privacy.noise_multiplier=1", "privacy.epsilon=null", "privacy.delta=0.04")
+    loose = noisy(tmp_path / "a", *how)
+    strict = noisy(tmp_path / "b", *how, account=Account(tmp_path / "account", delta=1e-6))
+    assert strict.carry_out(task(1)).figures["epsilon"] > loose.carry_out(task(1)).figures["epsilon"]
+
+
+def test_a_damaged_account_is_told(tmp_path):
+    client = noisy(tmp_path)
+    client.carry_out(task(1))
+    (client.account.folder / "account.json").write_text("{")
+    with pytest.raises(InputError, match="what was spent"):
+        Account(client.account.folder)
 
 
 def test_batch_normalisation_has_no_noisy_training(tmp_path):

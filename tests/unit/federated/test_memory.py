@@ -9,7 +9,7 @@ from crossdistill.federated.memory import Memory, Past
 
 def _past(round_, value=0.0):
     student = {"weight": torch.full((2, 3), value), "count": torch.tensor(7)}
-    facts = {"figures": {"own_accuracy": 0.5}, "notes": ["a"], "spent": {"history": [[1, 2]]}}
+    facts = {"figures": {"own_accuracy": 0.5}, "notes": ["a"], "task": "abc"}
     return Past(round_, student, {"bridge": torch.ones(2)}, **facts)
 
 
@@ -22,7 +22,7 @@ def test_what_was_kept_comes_back(tmp_path):
     assert torch.equal(found.student["weight"], torch.full((2, 3), 0.25))
     assert found.student["count"] == 7
     assert torch.equal(found.method["bridge"], torch.ones(2))
-    assert (found.figures, found.notes, found.spent) == ({"own_accuracy": 0.5}, ["a"], {"history": [[1, 2]]})
+    assert (found.figures, found.notes, found.task) == ({"own_accuracy": 0.5}, ["a"], "abc")
 
 
 def test_the_newest_round_up_to_the_asked_one_counts_and_two_are_kept(tmp_path):

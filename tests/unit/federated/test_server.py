@@ -247,6 +247,115 @@ def test_nobody_there_is_told(run, settings):
         made.go()
 
 
+MALFORMED = {
+    "notes": lambda reply: reply.content[FACTS].update(notes=5),
+    "no client": lambda reply: reply.content[FACTS].pop("client"),
+    "a client that is text": lambda reply: reply.content[FACTS].update(client="x"),
+    "figures of thousands": lambda reply: reply.content[FIGURES].update(
+        own_accuracy=1000.0, val_after=5.0, seconds=-1.0
+    ),
+    "lists of figures": lambda reply: reply.content[FIGURES].update(own_accuracy=[0.1, 0.2]),
+    "long notes": lambda reply: reply.content[FACTS].update(notes=["x" * 10_000] * 10_000),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_nothing_that_a_client_writes_ends_the_run(run, settings, kind):
+    def change(message, reply):
+        MALFORMED[kind](reply)
+        return reply
+
+    log = run(settings, altered(2, change)).go().log
+    assert log.closed
+    assert 0 <= log.rounds[-1]["alma"] <= 1
+    assert len(json.dumps(log.rounds)) < 50_000
+    if "client" in kind:
+        assert log.rounds[0]["clients"]["1"]["status"] == "refused"
+
+
+@pytest.mark.parametrize("size", [10**15, 10**20, 41])
+def test_an_array_that_announces_more_than_it_brings_is_refused(run, settings, size):
+    def change(message, reply):
+        array = Array(np.zeros((40, 10), dtype=np.float16))
+        array.data = array.data.replace(b"(40, 10)", str((size, 10)).encode()).replace(b" " * 20, b"", 1)
+        header = array.data.index(b"\n") - 9
+        array.data = array.data[:8] + header.to_bytes(2, "little") + array.data[10:]
+        reply.content[KNOWLEDGE] = ArrayRecord({"soft": array})
+        return reply
+
+    log = run(settings, altered(2, change)).go().log
+    assert log.rounds[0]["clients"]["1"]["status"] == "refused"
+    assert "no array" in log.rounds[0]["clients"]["1"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("client", None), ("num_train", "many"), ("num_train", -5), ("class_names", 3)]
+)
+def test_a_node_that_makes_no_sense_is_turned_away(run, settings, key, value):
+    def change(message, reply):
+        if value is None:
+            reply.content[FACTS].pop(key)
+        else:
+            reply.content[FACTS][key] = value
+        return reply
+
+    made = run(settings, altered(3, change, only="query")).go()
+    assert made.log.rounds[0]["members"] == [0, 1]
+    assert len([line for line in made.said if "makes no sense" in line]) == 1  # it is asked again, and told once
+
+
+def test_who_was_turned_away_may_come_back(run):
+    def change(message, reply):
+        if not seen:
+            seen.append(1)
+            reply.content[FACTS]["transfer"] = "f" * 64
+        return reply
+
+    seen = []
+    log = run(small(rounds=2), altered(3, change, only="query")).go().log
+    assert [one["members"] for one in log.rounds] == [[0, 1], [0, 1, 2]]
+
+
+def test_clients_that_are_missing_at_the_end_are_told(run, settings):
+    def fail(message, reply):
+        return Message(Error(code=2, reason=""), reply_to=message)
+
+    from crossdistill.federated.results import federation_of, results_of
+
+    log = run(settings, altered(3, fail, only="evaluate")).go().log
+    assert log.rounds[-1]["clients"]["2"]["status"] == "absent"
+    results = results_of([federation_of(settings, log, folder=".")], settings, seconds=1.0)
+    assert any("of 2 of 3 clients" in warning for warning in results["warnings"])
+
+
+def test_a_client_that_missed_a_round_gets_the_common_network(run):
+    def fail(message, reply):
+        return Message(Error(code=2, reason=""), reply_to=message)
+
+    log = run(small(strategy="fedavg", rounds=2), altered(3, fail, rounds=(2,))).go().log
+    final = log.rounds[-1]["clients"].values()
+    assert len({one["balanced_accuracy"] for one in final}) == 1
+
+
+@pytest.mark.parametrize("strategy", ["knfu", "auto", "local", "fedavg"])
+def test_a_finished_run_is_left_as_it_is(run, strategy):
+    settings = small(strategy=strategy)
+    first = run(settings).go().log
+    again = run(settings).go().log
+    assert again.rounds == first.rounds
+    assert again.chosen == first.chosen
+
+
+def test_a_run_that_is_submitted_anew_starts_anew(run, settings, tmp_path):
+    """The clients' folders are those of the run before, whose answers must not come back."""
+    short = run(small(rounds=1), folder="a").go()
+    assert short.log.closed
+    fresh = run(settings, folder="b").go().log
+    (tmp_path / "a" / "run").rename(tmp_path / "before")
+    again = run(settings, folder="a").go().log
+    assert _figures(again) == _figures(fresh)
+
+
 def test_a_late_client_joins_and_starts_at_the_beginning(run):
     settings = small(rounds=3)
     made = run(settings)
@@ -265,6 +374,8 @@ def test_a_late_client_joins_and_starts_at_the_beginning(run):
     log = made.go().log
     assert [one["members"] for one in log.rounds] == [[0, 1], [0, 1, 2], [0, 1, 2]]
     assert log.rounds[1]["clients"]["2"]["status"] == "ok"
+    # It was not there in the first round, and its untrained network says nothing about it.
+    assert "2" not in log.rounds[0]["clients"] or log.rounds[0]["clients"]["2"].get("own_accuracy") is None
 
 
 def test_a_client_without_images_takes_part_without_a_say(run, settings, monkeypatch):

@@ -19,8 +19,8 @@ def test_words_stand_for_small_networks_and_are_dealt_in_turn():
 
 def test_the_method_takes_the_temperature_of_the_knowledge():
     assert load_settings(TREE, ["fusion.temperature=2"]).method.options["temperature"] == 2.0
-    own = load_settings(TREE, ["fusion.temperature=2", "method.temperature=5"])
-    assert own.method.options["temperature"] == 5.0
+    with pytest.raises(InputError, match="one temperature"):
+        load_settings(TREE, ["fusion.temperature=2", "method.temperature=5"])
 
 
 def test_settings_survive_the_network():
@@ -42,6 +42,10 @@ def test_settings_survive_the_network():
         ("data.labels_per_class=10", "labels_per_class"),
         ("data.augment.mixup=0.2", "mixup"),
         ("clients=1", "clients"),
+        ("train.optimizer=sgd train.momentum=0", "Nesterov"),
+        ("privacy.noise_multiplier=0", "bounds nothing"),
+        ("privacy.epsilon=8 strategy=epd_true", "past the noise"),
+        ("privacy.epsilon=8 data.sampling=class_balanced", "sampling"),
         ("partition.alpha=0", "alpha"),
         ("transfer.share=1", "share"),
         ("models=[]", "models"),
@@ -49,7 +53,7 @@ def test_settings_survive_the_network():
 )
 def test_what_would_go_unheard_is_refused(override, words):
     with pytest.raises(InputError, match=words):
-        load_settings({**TREE, "models": ["cnn"]} if override != "models=[]" else TREE, [override])
+        load_settings({**TREE, "models": ["cnn"]} if override != "models=[]" else TREE, override.split())
 
 
 def test_a_budget_is_given_in_one_way():

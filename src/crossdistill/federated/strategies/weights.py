@@ -40,7 +40,7 @@ class FedAvg(Strategy):
     """Nothing is distilled; batch statistics are averaged like weights."""
 
     wants: frozenset[Want] = frozenset({"weights"})
-    one_architecture = True
+    one_architecture = common = True
 
     def fuse(self, answers: Sequence[Answer], round_: int) -> Fused:
         """The same network for all."""
@@ -58,6 +58,7 @@ class FedDF(Strategy):
     """The paper's server distils; here each client of an architecture does so, from the same weights and answers."""
 
     wants: frozenset[Want] = frozenset({"knowledge", "weights"})
+    common = True
 
     def fuse(self, answers: Sequence[Answer], round_: int) -> Fused:
         """The mean weights of each architecture, and one teacher for all: the softmax of mean logits."""
