@@ -54,7 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "args": {"num_blocks": 2}},
 }
 STRATEGIES = ("local", "self", "fedmd", "feddf", "selective_fd", "knfu", "auto", "centralised")
-NOISY = ("train.optimizer=sgd", "train.momentum=0", "train.lr=2", "train.batch_size=64", "privacy.max_grad_norm=0.3")
+NOISY = ("train.optimizer=momentum", "train.lr=1", "train.batch_size=64", "privacy.max_grad_norm=0.3")
 """Noise wants large steps of few: Adam at a small batch learns next to nothing."""
 
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -208,7 +208,7 @@ def row_of(variant: str, alpha: float, samples: int, found: list[dict[str, Any]]
         "bytes_down": mean("bytes_down", 0),
         "epsilon": mean("epsilon", 3),
         "seconds": round(float(np.mean([one["seconds"] for one in found])), 1),
-        **origin(found[-1]["environment"], _command(options)),
+        **origin(found[-1]["environment"], _command(variant, options)),
     }
 
 
@@ -224,8 +224,10 @@ def path_of(variant: str, alpha: float, samples: int, seed: int, options: argpar
     return folder / name / f"seed-{seed}.json"
 
 
-def _command(options: argparse.Namespace) -> str:
-    return f"python benchmarks/federated.py --data {options.data} --out runs/federated"
+def _command(variant: str, options: argparse.Namespace) -> str:
+    shown = {"alphas": options.alphas, "sizes": options.sizes, "seeds": options.seeds}
+    lists = " ".join(f"--{name} {','.join(f'{one:g}' for one in values)}" for name, values in shown.items())
+    return f"python benchmarks/federated.py --data {options.data} {lists} --variants '{variant}' --out runs/federated"
 
 
 def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:

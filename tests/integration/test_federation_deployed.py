@@ -4,16 +4,8 @@ All are launched once. A node dies in the second round, as if its power failed; 
 that trusts another authority try to take part.
 """
 
-import json
-import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,32 +14,33 @@ pytest.importorskip("flwr")
 pytest.importorskip("psutil")  # comes with accelerate
 
 import numpy as np
-import psutil
 
-from crossdistill.federated.app_folder import write_app, write_connection
-from crossdistill.federated.certificates import Certificates, make_certificates
+from crossdistill.federated.app_folder import write_app
+from crossdistill.federated.certificates import make_certificates
 from crossdistill.federated.client_app import build_app
 from crossdistill.federated.direct import DirectGrid
-from crossdistill.federated.environment import QUIET
 from crossdistill.federated.round_log import RoundLog
 from crossdistill.federated.server import Federation
 from crossdistill.federated.settings import load_settings
+from samples.machines import (
+    PATIENCE,
+    TINY,
+    Machines,
+    free_ports,
+    recorded,
+    register,
+    start_link,
+    start_node,
+    statuses,
+)
 
-PROGRAMS = Path(sys.executable).parent
 SITES = ("site-a", "site-b", "site-c")
-PATIENCE = 300
-"""Seconds after which nothing that is waited for will come any more; none of it takes a tenth on two free cores."""
 
 IDLE = ("--isolation", "process")
 """A node that starts nothing to work with, since it is not let in."""
 
-MODEL = {
-    "name": "timm/vit_tiny_patch16_224",
-    "image_size": 16,
-    "args": {"patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2},
-}
 SETTINGS = {
-    "models": [MODEL],
+    "models": [TINY],
     "clients": 3,
     "rounds": 2,
     "data": {"source": "digits"},
@@ -70,7 +63,7 @@ class Happened:
     port: int
 
     def rounds(self) -> list[dict]:
-        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+        return recorded(self.out)
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +81,13 @@ def federate(folder: Path, machines: Machines) -> Happened:
     foreign = make_certificates(folder / "foreign", hosts=("localhost",))
     port, *others = free_ports(6)
     link = start_link(machines, keys, port)
-    write_connection(machines.home("operator"), "fed", address=link, authority=keys.authority)
-    with ThreadPoolExecutor() as pool:
-        public = [keys.node_public(site) for site in SITES]
-        nodes = list(pool.map(lambda key: machines.call("supernode", "register", key, "fed")["node-id"], public))
+    nodes = register(machines, keys, link, SITES)
     for number, site in enumerate(SITES):
-        start_node(machines, site, number, link, keys.authority, keys.node(site), others.pop())
+        join(machines, site, number, link, keys.authority, keys.node(site), others.pop())
     write_app(folder / "trial", load_settings(SETTINGS).model_dump_json(), out=folder / "run")
     machines.start("operator", "flwr", "run", folder / "trial", "fed", "--stream")
-    start_node(machines, "stranger", 2, link, keys.authority, keys.node("stranger"), others.pop(), *IDLE)
-    start_node(machines, "misled", 2, link, foreign.authority, keys.node(SITES[2]), others.pop(), *IDLE)
+    join(machines, "stranger", 2, link, keys.authority, keys.node("stranger"), others.pop(), *IDLE)
+    join(machines, "misled", 2, link, foreign.authority, keys.node(SITES[2]), others.pop(), *IDLE)
     machines.until(
         lambda: "ROUND 2]" in machines.log(SITES[2]), "round 2 at a site", alive=("superlink", "operator", *SITES)
     )
@@ -107,6 +97,14 @@ def federate(folder: Path, machines: Machines) -> Happened:
     assert machines.ended("operator") == 0, machines.story()
     (run,) = machines.call("list", "fed")["runs"]
     return Happened(machines, folder / "run", run, port)
+
+
+def join(
+    machines: Machines, name: str, number: int, link: str, authority: Path, key: Path, port: int, *more: str
+) -> None:
+    """A node that takes its part of the whole."""
+    facts = {"partition-id": number, "num-partitions": 3}
+    start_node(machines, name, facts, *more, link=link, authority=authority, key=key, port=port)
 
 
 def test_the_run_finishes_with_the_two_that_are_left(happened):
