@@ -54,7 +54,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "args": {"num_blocks": 2}},
 }
 STRATEGIES = ("local", "self", "fedmd", "feddf", "selective_fd", "knfu", "auto", "centralised")
-NOISY = ("train.optimizer=momentum", "train.lr=1", "train.batch_size=64", "privacy.max_grad_norm=0.3")
+NOISY = (
+    "train.optimizer=momentum",
+    "train.momentum=0",
+    "train.lr=2",
+    "train.batch_size=64",
+    "privacy.max_grad_norm=0.3",
+)
 """Noise wants large steps of few: Adam at a small batch learns next to nothing."""
 
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
