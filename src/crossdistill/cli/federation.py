@@ -91,9 +91,11 @@ def make_app(
     tree = federate.tree_of(data, clients, alpha, partition, samples, models, transfer, rounds, device)
     with _flower():
         from crossdistill.federated.app_folder import write_app
+        from crossdistill.federated.server_app import check_deployed
         from crossdistill.federated.settings import load_settings
 
     settings = load_settings({**tree, "strategy": strategy}, overrides or ())
+    check_deployed(settings)
     write_app(folder, settings.model_dump_json(), out=out, resume=resume)
     say(f"{folder}: start it with `flwr run {folder} CONNECTION --stream`")
 

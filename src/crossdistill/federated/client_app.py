@@ -30,7 +30,8 @@ JOIN = "query"
 
 FAILED = "failed"
 
-_RUN_CODE = "file:"
+RUN_CODE = "file:"
+"""How the name of a network begins that is a file of code."""
 
 _RUN = re.compile(r"[0-9a-f]{32}")
 
@@ -145,7 +146,7 @@ def _opened(message: Message, node: Facts) -> tuple[FederateSettings, Site]:
     given: Any = message.content[TASK]
     settings = FederateSettings.model_validate_json(given["settings"])
     for model in settings.models:
-        if any(str(one).startswith(_RUN_CODE) for one in (model.name, model.init)):
+        if any(str(one).startswith(RUN_CODE) for one in (model.name, model.init)):
             raise InputError(
                 f"model {model.name!r} sent by the server, which runs a file", "a name", "use networks by name"
             )

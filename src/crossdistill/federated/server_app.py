@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import crossdistill.federated.panels  # noqa: F401  (registers the panels of its report)
 from crossdistill.errors import InputError
+from crossdistill.federated.client_app import RUN_CODE
 from crossdistill.federated.results import federation_of, results_of
 from crossdistill.federated.round_log import RoundLog
 from crossdistill.federated.server import Federation
@@ -64,10 +65,22 @@ def read_config(config: dict[str, Any]) -> tuple[FederateSettings, Path, bool]:
                 "write one, and run that",
             )
     settings = load_settings(json.loads(str(config["settings"])))
+    check_deployed(settings)
+    return settings, Path(str(config["out"])), bool(config.get("resume", False))
+
+
+def check_deployed(settings: FederateSettings) -> None:
+    """Refuse what only a simulation can do.
+
+    Raises:
+        InputError: a strategy that wants all images in one place, or networks that are code.
+    """
     if STRATEGIES.get(settings.strategy).value.pools:
         raise InputError(
             f"strategy {settings.strategy!r}, which takes all images to one place",
             "a strategy between owners",
             "run it with `crossdistill federate`, or choose another",
         )
-    return settings, Path(str(config["out"])), bool(config.get("resume", False))
+    for model in settings.models:
+        if any(str(one).startswith(RUN_CODE) for one in (model.name, model.init)):
+            raise InputError(f"model {model.name!r}, which is code", "a network by name", "sites run no code of others")

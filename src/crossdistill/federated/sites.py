@@ -343,6 +343,8 @@ def _site(
 ) -> Site:
     """A client with a set of its own, which may bring images to test on."""
     splits = _indexed(splits, settings.data)
+    if (splits.train.targets < 0).any():
+        raise InputError(f"images of site {name!r} without a class", "a class for each", "remove them")
     train = HeldSource(Renamed.of(splits.train, classes, f"site {name!r}"))
     test = HeldSource(Renamed.of(splits.evaluation, classes, f"site {name!r}"))
     ids = np.arange(len(train.targets), dtype=np.int64)
