@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,10 +83,23 @@ class Splits:
         return self.train.class_names
 
 
+_FEWEST_CLASSES: ContextVar[int] = ContextVar("fewest classes", default=2)
+
+
+@contextmanager
+def one_class_will_do() -> Iterator[None]:
+    """Let sets of one class pass: an owner in a federation may know no other."""
+    token = _FEWEST_CLASSES.set(1)
+    try:
+        yield
+    finally:
+        _FEWEST_CLASSES.reset(token)
+
+
 def check_several_classes(class_names: Sequence[str], targets: NDArray[np.int64], where: str) -> None:
-    """Refuse training data of fewer than two classes."""
+    """Refuse training data of fewer than two classes, or of none where :func:`one_class_will_do`."""
     present = np.unique(targets[targets >= 0])
-    if len(present) < 2:
+    if len(present) < _FEWEST_CLASSES.get():
         only = f"only one class, {class_names[present[0]]!r}" if len(present) else "no labelled image"
         raise InputError(f"{where}: {only}", "training images of two classes or more", "add images of another class")
 

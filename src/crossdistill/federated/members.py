@@ -21,6 +21,9 @@ _POLL_SECONDS = 0.2
 _TURNED_AWAY = "turned away: "
 
 
+Shared = tuple[str, tuple[str, ...], int]
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A client that joined; ``node`` is how Flower calls it, which differs from run to run.
@@ -40,6 +43,11 @@ class Member:
     own_test: bool
     transfer: str
     class_names: tuple[str, ...]
+
+    @property
+    def shared(self) -> Shared:
+        """What all members must have alike: transfer set, classes, and how many images the former has."""
+        return self.transfer, self.class_names, self.num_transfer
 
 
 @dataclass(slots=True)
@@ -101,8 +109,8 @@ class Members:
             except (KeyError, TypeError, ValueError) as error:
                 notes.append(self._turn_away(node, f"node {node}: it says of itself what makes no sense ({error})"))
         known = list(self.by_node.values()) + list(joined.values())
-        common = Counter((one.transfer, one.class_names) for one in known).most_common()
-        shared = (self.pattern.transfer, self.pattern.class_names) if self.pattern else common[0][0] if common else None
+        common = Counter(one.shared for one in known).most_common()
+        shared = self.pattern.shared if self.pattern else common[0][0] if common else None
         for node, member in sorted(joined.items(), key=lambda item: (item[1].client, item[0])):
             reason = self._misfit(member, shared)
             if reason is None:
@@ -112,13 +120,13 @@ class Members:
                 notes.append(self._turn_away(node, f"client {member.client} ({member.name}): {reason}"))
         return notes
 
-    def _misfit(self, member: Member, shared: tuple[str, tuple[str, ...]] | None) -> str | None:
+    def _misfit(self, member: Member, shared: Shared | None) -> str | None:
         twin = next((one for one in self.by_node.values() if one.client == member.client), None)
         if twin is not None:
             return f"another node is client {member.client} already; give each node a partition-id of its own"
         if shared is not None and member.class_names != shared[1]:
             return f"its {len(member.class_names)} classes are not those of the others, or in another order"
-        if shared is not None and member.transfer != shared[0]:
+        if shared is not None and member.shared != shared:
             return "its transfer set is not that of the others, or in another order"
         return None
 

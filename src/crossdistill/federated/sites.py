@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crossdistill.data import CorruptImage, HeldSource, Source, Splits, Stream, open_labelled, open_source
+from crossdistill.data.source import one_class_will_do
 from crossdistill.data.sources.parquet import ParquetSource
 from crossdistill.data.sources.row_groups import read_column, read_metadata
 from crossdistill.data.sources.subset import Subset
@@ -201,7 +202,8 @@ def open_own(settings: FederateSettings, *, client: int, name: str, data: str, t
             'add transfer="folder:PATH" to its node config, or set transfer.source',
         )
     shared = _whole_transfer(given, settings)
-    opened = open_labelled(settings.data.model_copy(update={"source": data}))
+    with one_class_will_do():
+        opened = open_labelled(settings.data.model_copy(update={"source": data}))
     return _site(settings, client, name, opened, settings.classes, shared)
 
 
@@ -328,9 +330,10 @@ def _folders(settings: FederateSettings) -> tuple[Site, ...]:
             "images that all sites may see",
             "give --transfer folder:PATH",
         )
-    opened = {
-        name: open_labelled(settings.data.model_copy(update={"source": f"folder:{root / name}"})) for name in names
-    }
+    with one_class_will_do():
+        opened = {
+            name: open_labelled(settings.data.model_copy(update={"source": f"folder:{root / name}"})) for name in names
+        }
     classes = settings.classes or tuple(sorted({one for splits in opened.values() for one in splits.class_names}))
     shared = _whole_transfer(settings.transfer.source, settings)
     return _with_everyone(

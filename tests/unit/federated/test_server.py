@@ -219,6 +219,7 @@ def test_who_does_not_fit_is_turned_away(run, settings):
         [
             ("transfer", "f" * 64, "transfer set"),
             ("class_names", list("abcdefghij"), "classes"),
+            ("num_transfer", 10**12, "transfer set"),
             ("client", 0, "partition-id of its own"),
         ]
     ):
@@ -286,6 +287,18 @@ def test_an_array_that_announces_more_than_it_brings_is_refused(run, settings, s
     log = run(settings, altered(2, change)).go().log
     assert log.rounds[0]["clients"]["1"]["status"] == "refused"
     assert "no array" in log.rounds[0]["clients"]["1"]["reason"]
+
+
+def test_a_broken_header_is_refused(run, settings):
+    def change(message, reply):
+        array = Array(np.zeros((40, 10), dtype=np.float16))
+        broken = b"{'descr': '<f2', 'fortran_order': (((((".ljust(117) + b"\n"
+        array.data = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + broken
+        reply.content[KNOWLEDGE] = ArrayRecord({"soft": array})
+        return reply
+
+    log = run(settings, altered(2, change)).go().log
+    assert log.rounds[0]["clients"]["1"]["status"] == "refused"
 
 
 @pytest.mark.parametrize(

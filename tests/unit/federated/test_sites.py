@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from crossdistill.data import open_labelled
 from crossdistill.errors import InputError
 from crossdistill.federated.sites import Images, Pooled, Renamed, fingerprint, open_own, sites_of
 from samples.federations import small
@@ -102,6 +103,18 @@ def test_a_site_alone_is_the_site_of_the_simulation(hospitals):
     assert np.array_equal(own.val.ids, south.val.ids)
     assert np.array_equal(own.train.source.targets, south.train.source.targets)
     assert fingerprint(own.transfer) == fingerprint(south.transfer)
+
+
+def test_a_site_may_know_one_class_only(hospitals):
+    write_images(hospitals / "sites" / "west" / "emu", 6, seed=9)
+    west = sites_of(of_folders(hospitals, clients=3))[2]
+    assert west.name == "west"
+    assert set(west.train.source.targets) == {2}
+    own = of_folders(hospitals, classes=("cat", "dog", "emu"))
+    folder, shared = f"folder:{hospitals / 'sites' / 'west'}", f"folder:{hospitals / 'shared'}"
+    assert len(open_own(own, client=2, name="west", data=folder, transfer=shared).train) == len(west.train)
+    with pytest.raises(InputError, match="only one class"):
+        open_labelled(own.data.model_copy(update={"source": folder}))
 
 
 def test_a_class_that_the_others_do_not_know_is_refused(hospitals):
