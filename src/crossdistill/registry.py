@@ -30,11 +30,12 @@ class Registry(Generic[T]):
         kind: the word used in messages, such as "method".
         package: package whose modules register themselves when imported; deleting a module removes its name.
         group: entry-point group that other distributions use to add records.
-        listing: the command that lists all records.
+        listing: the command that lists all records; default that of the kind.
     """
 
-    def __init__(self, kind: str, *, package: str, group: str, listing: str) -> None:
-        self.kind, self.package, self.group, self.listing = kind, package, group, listing
+    def __init__(self, kind: str, *, package: str, group: str, listing: str | None = None) -> None:
+        self.kind, self.package, self.group = kind, package, group
+        self.listing = listing or f"crossdistill {kind}s"
         self._records: dict[str, Record[T]] = {}
         self._loaded = False
 
@@ -91,6 +92,4 @@ def _origin(value: Any) -> str:
     return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', value)}"
 
 
-METHODS: Registry[Any] = Registry(
-    "method", package="crossdistill.methods", group="crossdistill.methods", listing="crossdistill methods"
-)
+METHODS: Registry[Any] = Registry("method", package="crossdistill.methods", group="crossdistill.methods")

@@ -108,7 +108,7 @@ CASES = {
         "its constructor takes",
         "correct or drop",
     ),
-    "command": ("distil", "'distil'", "crossdistill [OPTIONS] COMMAND", "crossdistill --help"),
+    "command": ("distil", "'distil'", "crossdistill [OPTIONS] ", "crossdistill --help"),
     "option": ("train --lrr 1", "crossdistill train: no such option: --lrr", "[OPTIONS]", "crossdistill train --help"),
     "recipe": ("recipes show digits/teachr", "'digits/teachr'", "name of a recipe", "'digits/teacher'"),
     "pattern of models": ("models resnet81", "'resnet81'", "matches", "'resnet18'"),
