@@ -109,7 +109,7 @@ CASES = {
         "correct or drop",
     ),
     "command": ("distil", "'distil'", "crossdistill [OPTIONS] ", "crossdistill --help"),
-    "option": ("train --lrr 1", "crossdistill train: no such option: --lrr", "[OPTIONS]", "crossdistill train --help"),
+    "option": ("train --lrr 1", "crossdistill train: no such option", "[OPTIONS]", "crossdistill train --help"),
     "recipe": ("recipes show digits/teachr", "'digits/teachr'", "name of a recipe", "'digits/teacher'"),
     "pattern of models": ("models resnet81", "'resnet81'", "matches", "'resnet18'"),
     # values
@@ -138,7 +138,7 @@ CASES = {
     "fewer images than classes": (f"{TRAIN} --limit-train 5", "data.limit_train=5", "10 (one image a class)", "change"),
     # teacher and method
     "no teacher": (f"{DISTILL}", "missing option '--teacher'", "crossdistill distill [OPTIONS]", "--help"),
-    "a baseline of nothing": (f"{TRAIN} --baseline", "no such option: --baseline", "crossdistill train", "--help"),
+    "a baseline of nothing": (f"{TRAIN} --baseline", "no such option", "crossdistill train", "--help"),
     "a teacher for no method": (
         f"{DISTILL} --teacher {{teacher}} --method none",
         "teacher '{teacher}'",

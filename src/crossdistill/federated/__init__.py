@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from crossdistill.federated.environment import keep_to_itself, quiet
 
 if TYPE_CHECKING:
-    from crossdistill.federated.federate import execute, federate
+    from crossdistill.federated.plan import execute, federate
     from crossdistill.federated.settings import FederateSettings, load_settings
     from crossdistill.federated.strategy import STRATEGIES
 
 _HOMES = {
-    "execute": "federate",
-    "federate": "federate",
+    "execute": "plan",
+    "federate": "plan",
     "FederateSettings": "settings",
     "load_settings": "settings",
     "STRATEGIES": "strategy",
@@ -29,6 +29,6 @@ def __getattr__(name: str) -> Any:
     """Load a public name when it is asked for: fusion alone needs neither Flower nor PyTorch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOMES[name] == "federate":
+    if _HOMES[name] == "plan":
         quiet()
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
