@@ -32,7 +32,11 @@ def images(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Its settings cost minutes on a CPU, and the others have each of them as well.
+SLOW = ("cifar100/ofa-transformer",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=pytest.mark.slow) if one in SLOW else one for one in NAMES])
 def test_a_recipe_trains_small_networks(name, images, tmp_path):
     small = ["student.name=timm/test_vit", "student.image_size=64", "student.init=null", "data.workers=0"]
     small += [f"data.source=folder:{images}", "train.batch_size=4", "train.epochs=2", "train.warmup_epochs=0.4"]
