@@ -32,7 +32,7 @@ def images(tmp_path_factory):
     return root
 
 
-# Its settings cost minutes on a CPU, and the others have each of them as well.
+# It takes a minute on one core.
 SLOW = ("cifar100/ofa-transformer",)
 
 
