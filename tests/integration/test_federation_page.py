@@ -3,17 +3,15 @@
 import io
 import itertools
 import re
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import crossdistill.federated.panels  # noqa: F401  (registers the panels)
 from crossdistill.report import write_report
+from samples.browser import launched
 from samples.federation_results import federation_results, write_federation
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-DEBIAN_CHROMIUM = Path("/usr/bin/chromium")
 TITLES = ("Strategies", "Accuracy by round", "Labels of the clients", "Weights of the fusion", "Who helped whom")
 TITLES = (*TITLES, "Traffic", "What went wrong")
 EVIL = "<script>alert(1)</script><img src=https://example.invalid/x onerror=alert(2)>"
@@ -26,15 +24,8 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as running:
-        own = Path(running.chromium.executable_path)
-        executable = next((path for path in (DEBIAN_CHROMIUM, own) if path.exists()), None)
-        if executable is None:
-            pytest.skip("no Chromium: install Debian's, or run `playwright install chromium`")
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        launched = running.chromium.launch(executable_path=executable, headless=True, args=arguments)
-        yield launched
-        launched.close()
+    with launched() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

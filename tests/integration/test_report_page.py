@@ -1,31 +1,21 @@
 """The report in a real browser: it shows, in light and dark, wide and narrow, and asks the network for nothing."""
 
 import io
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from crossdistill.report import write_report
 from crossdistill.selfsup import pretrain
+from samples.browser import launched
 from samples.pretraining import QUICK, textures
 from samples.run_folder import sample_results, write_run
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-DEBIAN_CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as running:
-        own = Path(running.chromium.executable_path)
-        executable = next((path for path in (DEBIAN_CHROMIUM, own) if path.exists()), None)
-        if executable is None:
-            pytest.skip("no Chromium: install Debian's, or run `playwright install chromium`")
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        launched = running.chromium.launch(executable_path=executable, headless=True, args=arguments)
-        yield launched
-        launched.close()
+    with launched() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,9 @@ import math
 SMOOTHING = 1e-6
 
 
-def estimated_distribution(knowledge, counted=None):
-    """The mean prediction over the samples that count, of one client's (M, C)."""
-    rows = [row for index, row in enumerate(knowledge) if counted is None or counted[index]]
-    return [sum(row[c] for row in rows) / len(rows) for c in range(len(rows[0]))]
+def estimated_distribution(knowledge):
+    """The mean prediction over all samples, of one client's (M, C)."""
+    return [sum(row[c] for row in knowledge) / len(knowledge) for c in range(len(knowledge[0]))]
 
 
 def relative(distributions):

@@ -25,13 +25,12 @@ SMOOTHING = 1e-6
 """Added to each class of an estimated distribution, so that a class that is never predicted leaves it finite."""
 
 
-def estimated_distribution(knowledge: NDArray[Any], *, rows: NDArray[np.bool_] | None = None) -> Array:
+def estimated_distribution(knowledge: NDArray[Any]) -> Array:
     """What a client's data seem to hold of each class: the mean of its predictions, ``(M, C)`` to ``(C,)``.
 
-    Overfitted predictions lean towards the classes that were trained on. ``rows`` ``(M,)`` are those that count.
+    Overfitted predictions lean towards the classes that were trained on.
     """
-    counted = knowledge if rows is None else knowledge[rows]
-    mean: Array = counted.mean(axis=0, dtype=np.float64)
+    mean: Array = knowledge.mean(axis=0, dtype=np.float64)
     return mean
 
 

@@ -79,17 +79,16 @@ class Site:
         return self.train.histogram + self.val.histogram
 
 
-@dataclass(frozen=True, slots=True)
-class Renamed:
-    """A source whose classes are numbered as all clients do, by name."""
+class Renamed(Subset):
+    """All images of a source, with other class names and targets."""
 
-    source: Source
-    class_names: tuple[str, ...]
-    targets: Ids
+    def __init__(self, source: Source, class_names: tuple[str, ...], targets: Ids) -> None:
+        super().__init__(source, np.arange(len(source.targets), dtype=np.int64), "classes of all clients")
+        self.class_names, self.targets = class_names, targets
 
     @classmethod
     def of(cls, source: Source, class_names: tuple[str, ...], whose: str) -> Renamed:
-        """Number the classes of ``source`` by their place in ``class_names``.
+        """Number the classes of ``source`` by their place in ``class_names``, as all clients do.
 
         Raises:
             InputError: a class that the others do not know.
@@ -104,34 +103,6 @@ class Renamed:
                 )
         mapped = np.array([place[name] for name in source.class_names], dtype=np.int64)
         return cls(source, class_names, np.where(source.targets >= 0, mapped[source.targets], source.targets))
-
-    @property
-    def name(self) -> str:
-        """The source's."""
-        return self.source.name
-
-    @property
-    def mirror_safe(self) -> bool:
-        """The source's."""
-        return self.source.mirror_safe
-
-    @property
-    def num_channels(self) -> int | None:
-        """The source's."""
-        return self.source.num_channels
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """The source's."""
-        return self.source.image_size
-
-    def read(self, index: int) -> Tensor:
-        """The source's image."""
-        return self.source.read(index)
-
-    def describe(self, index: int) -> str:
-        """Where it lies."""
-        return self.source.describe(index)
 
 
 class Pooled:

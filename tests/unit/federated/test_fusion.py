@@ -200,14 +200,6 @@ def test_the_known_weakness_shuffled_rows_keep_their_weight(knowledge, beta, see
     np.testing.assert_allclose(weights_of(shuffled, beta), weights_of(knowledge, beta), rtol=1e-9, atol=1e-300)
 
 
-def test_only_rows_that_are_answers_are_counted():
-    knowledge = np.array([[1.0, 0], [0.5, 0.5], [0, 1], [1, 0]])
-    counted = np.array([True, False, False, True])
-    assert estimated_distribution(knowledge, rows=counted).tolist() == [1, 0]
-    assert oracle.estimated_distribution(knowledge.tolist(), counted.tolist()) == [1, 0]
-    assert estimated_distribution(knowledge).tolist() == [0.625, 0.375]
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_means_are_taken_in_double_precision(dtype):
     row = np.array([0.1, 0.9], dtype=dtype)
